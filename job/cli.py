@@ -10,8 +10,8 @@ from job.errors import RunError
 from job.yaml_files import read_yaml
 
 IN_GROUPS = (
-    "A YAML file (--config) gives an option by its name, `image_size: 64`, or in the group in "
-    "brackets below, `data: {image_size: 64}`."
+    "--config reads options from a YAML file by name, `image_size: 64`, or in the groups below, "
+    "`data: {image_size: 64}`."
 )
 
 NO_DATA = "DIR: missing; expected a folder of images, a text file with a path a line, or digits"
@@ -63,7 +63,7 @@ def build_parser(prog: str, kind: type) -> Parser:
         section = parser.add_argument_group(f"{group.title} ({name})")
         for f in group.options.values():
             if f.name == "data":
-                further = "; further ones as --more-data DIR ..." if several else ""
+                further = " --more-data DIR ..." if several else ""
                 text = f"the same as --data DIR{further}"
                 section.add_argument("folders", nargs="*", metavar="DIR", help=text)
             add_flag(section, f)

@@ -40,7 +40,7 @@ WITHOUT_EFFECT |= {*RECEIVERS}  # on the results
 LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
 LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
 LINEAR_LR += ". For SimSiam's features without --lars, 100"
-OWN_WIDTH = "channels in its first stage (default: that of --pretrained, or 64)"
+OWN_WIDTH = "channels of the network's first stage (default: that of --pretrained, or 64)"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,9 @@ class FrozenOptions:
         others=check_name,
     )
     stem: str = option(
-        "", "its first layer (default: that of --pretrained, or imagenet)", choices=("", *STEMS)
+        "",
+        "the network's first layer (default: that of --pretrained, or imagenet)",
+        choices=("", *STEMS),
     )
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
 

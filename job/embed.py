@@ -51,7 +51,7 @@ class OutputOptions:
 
     group = "output"
 
-    config: list[str] = option([], "a YAML file; may be given again", many=True, path=True)
+    config: list[str] = option([], "a YAML file; can be repeated", many=True, path=True)
     out: str = option("", OUT, path=True)
     force: bool = option(False, "overwrite --out if it exists")
 

@@ -8,25 +8,23 @@ from job.networks import ARCHS, STEMS, WIDTH, WIDTHS, check_name
 from job.schedules import RateOptions, parse_save_every
 
 NETWORK = "network; also timm/NAME, and package.module:function"
-STUDENT_WIDTH = (
-    "the student's channels in its first stage; later ones have 2, 4 and 8 times as many"
-)
+STUDENT_WIDTH = "channels of the student's first stage; later stages have 2, 4 and 8 times as many"
 KNN_K = "training images that vote in k-NN (0: 200, or the mean size of a class if less)"
 HEAD_WIDTH = (
     "hidden width of the student's heads: MoCo's MLP, SimSiam's projector, distillers' "
-    "(0: as published, the backbone's channels in a framework)"
+    "(0: as published; for a framework, the backbone's width)"
 )
 DATA = (
     "folder of images, with or without train/<class>/*; a text file with a path a line; or the "
     "word digits: scikit-learn's digits, written to data/digits"
 )
-MORE_DATA = "further folders or text files: their images are added"
-LOG_TO = "further receivers of the curves: wandb, mlflow, module:name (job/metrics/README.md)"
+MORE_DATA = "further folders or text files, whose images are added"
+LOG_TO = "send the curves also to wandb, mlflow or module:name (job/metrics/README.md)"
 # Names of --log-to, in addition to the user's own.
 TRACKERS = {"wandb": "job.metrics.wandb:WandB", "mlflow": "job.metrics.mlflow:MLflow"}
-DETERMINISTIC = "on GPUs: only operations that repeat to the same bytes (job/engine/README.md)"
-COMPILE = "compile the networks: minutes at the start, faster steps (job/README.md)"
-PRECISION = "bf16: autocast, if the hardware has it (job/README.md)"
+DETERMINISTIC = "on GPUs, use only operations that repeat to the same bytes (job/engine/README.md)"
+COMPILE = "compile the networks: slower start, faster steps (job/README.md)"
+PRECISION = "bf16: autocast, for hardware with bf16 (job/README.md)"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -46,7 +44,9 @@ class ImageOptions:
     data: str = option("", DATA, path=True)
     image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
-    max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+    max_bad_images: int = option(
+        100, "undecodable images that are allowed; with more the run fails", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class StudentOptions:
     )
     stem: str = option(
         "imagenet",
-        "small: a first layer for images of about 32 pixels, of student and teacher",
+        "first layer of student and teacher; small: for images of about 32 pixels",
         choices=STEMS,
     )
     width: int = option(

@@ -1,4 +1,4 @@
-"""Pack images into tar shards, for file systems slow with small files, or index shards.
+"""Pack images into tar shards, for file systems that are slow with small files, or index shards.
 
 python -m job.pack DIR OUT [--shard-images 1000] [--seed 0]      python -m job.pack --index DIR
 """

@@ -60,7 +60,7 @@ class MGDOptions(DistillOptions):
         [1, 2, 3, 4], "stages to distil", at_least=1, below=DEPTH + 1, many=True
     )
     stage_weights: list[float] = option(
-        [], "their weights, in order (default: 1 / 2^(4 - i))", at_least=0.0, many=True
+        [], "weights of --mgd-stages, in order (default: 1 / 2^(4 - i))", at_least=0.0, many=True
     )
     matching: str = option(
         "solved",

@@ -22,7 +22,7 @@ from job.export.network import Network, read_network
 from job.export.origin import describe_origin
 from job.files import open_regular, whole_file
 
-IMAGE_SIZE = "side of the training's images in pixels, which the file names "
+IMAGE_SIZE = "side of the training's images in pixels, to store in the file "
 IMAGE_SIZE += "(default: the run's, or 224)"
 OPTIONS = Config.__dataclass_fields__
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=expand, help=text)
     text = f"the file to write. Its ending decides the format: {', '.join(ENDINGS)}"
     parser.add_argument("output", metavar="OUTPUT", type=expand, help=text)
-    text = "the format, for any ending"
+    text = "the format (default: by the ending of OUTPUT)"
     parser.add_argument("--format", choices=FORMATS, default="", help=text)
     text = "the network, also timm/NAME and package.module:function (default: the file's)"
     parser.add_argument("-a", "--arch", default="", help=text)

@@ -1,4 +1,4 @@
-"""Train the study's networks, measure them, and report what follows.
+"""Train the networks of a study, measure them, and report the results.
 
 You can stop the study at any point. The same command resumes it:
 

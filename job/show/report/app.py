@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             metavar="FILE",
             type=expand,
             default="report.html",
-            help="default: report.html; the pictures are saved next to it",
+            help="the HTML file (default: report.html); its pictures are saved next to it",
         )
         parser.add_argument(
             "--data",
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(
             "--no-features",
             action="store_true",
-            help="omit the pictures that need networks and images; they take longer",
+            help="omit the pictures of features, which need networks, images and time",
         )
         arguments = parser.parse_args(argv)
         out = Path(arguments.out)
