@@ -24,6 +24,7 @@ from job.evaluate.rows import Rows
 from job.evaluate.tables import FORMATS, check_place, ending
 from job.networks import ARCHS, check_name
 from job.options import ImageOptions
+from job.text import plural
 
 DATA = "folder of images, a text file with a path a line, or the word digits"
 PRETRAINED = "checkpoint of the network: a run's, or another file that --teacher reads"
@@ -257,7 +258,8 @@ def finish(
         problem = f"cannot write {config.out}: {error.strerror or error}"
         raise RunError(f"{problem}. Make room, and resume with the same command", code=1) from None
     rows.remove()
-    without = f"; {len(bad)} undecodable images have no row" if bad else ""
+    have = "has" if len(bad) == 1 else "have"
+    without = f"; {plural(len(bad), 'undecodable image')} {have} no row" if bad else ""
     shape = f"{len(paths)} x {rows.width} float32"
     return f"wrote {config.out}: {shape}{without}; read it with: {reading}"
 

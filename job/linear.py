@@ -34,6 +34,7 @@ from job.metrics.callbacks import Callback
 from job.metrics.meter import ClassifierJournal, Journal
 from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
+from job.text import plural
 
 BATCH = 64  # validation images at a time, for any number of workers
 FIXED_POINT = 2.0**20  # losses are summed as integer multiples of 1 / FIXED_POINT
@@ -146,8 +147,8 @@ def train(parts: Classifier, start: Position) -> None:
         run.end(f"nothing to do: --epochs is {config.epochs}, and the checkpoint has {start.epoch}")
         return
     run.end(
-        f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is "
-        f"unchanged to the bit; checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
+        f"done: {plural(config.epochs, 'epoch')}, best top-1 {parts.best:.2f} %; the frozen "
+        f"network is unchanged to the bit; checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
     )
 
 

@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     )
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number and its noun, such as "1 epoch" or "2 epochs"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def first_names(names: Sequence[object], most: int = 8) -> str:
     """Return the first `most` names for a line, and "..." if there are more."""
     return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)

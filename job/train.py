@@ -30,6 +30,7 @@ from job.metrics import tensorboard
 from job.metrics.callbacks import Callback
 from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
+from job.text import plural
 from job.training import Training
 
 
@@ -109,7 +110,8 @@ def train_epochs(config: Config, run: Run) -> None:
         journal.start_epoch(epoch, rate)
         train_epoch(training, batches, journal, epoch, range(first, training.steps))
     between_epochs(training, config.epochs)
-    run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
+    epochs = plural(config.epochs, "epoch")
+    run.end(f"done: {epochs}; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
 def unlabelled(images: Images) -> str:
@@ -237,7 +239,7 @@ def report_knn(training: Training, val: Images, epoch: int) -> None:
         training.framework.student(), training.images, val, training.config, run
     )
     seconds = time.perf_counter() - started
-    run.log.line(f"after {epoch} epochs: {accuracy.text}")
+    run.log.line(f"after {plural(epoch, 'epoch')}: {accuracy.text}")
     numbers = accuracy.numbers() | {"knn_seconds": seconds}
     run.log.record("knn", steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
 

@@ -18,6 +18,7 @@ from job.metrics.bounds import RANK
 from job.networks import build_network, with_features
 from job.options import Options
 from job.position import Position
+from job.text import plural
 from moco.model import Keys, MoCo
 from moco.shuffle import Workers
 
@@ -166,9 +167,9 @@ def expected(config: MoCoOptions) -> list[str]:
     rises = f"while the learning rate rises (--warmup-epochs {warmup})"
     return [
         f"contrastive loss near ln(K + 1) = {guess:.2f}, the loss of guessing among {K} negatives, "
-        f"after {filled} steps, when keys have filled the queue (before, the negatives are random "
-        f"and easy). It stays there {rises if warmup else 'for some steps'}, then falls, as the "
-        "gradient norm does",
+        f"after {plural(filled, 'step')}, when keys have filled the queue (before, the negatives "
+        f"are random and easy). It stays there {rises if warmup else 'for some steps'}, then "
+        "falls, as the gradient norm does",
         f"contrast accuracy {100 / (K + 1):.2g} % by chance. If the student learns, it is several "
         f"times that at the end of {f'epoch {warmup}' if warmup else 'the first epoch'}, and rises",
     ]

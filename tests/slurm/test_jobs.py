@@ -54,8 +54,8 @@ def test_job_trains_like_horovodrun(submit, undisturbed, teacher_file, sbatch, w
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
     nodes = f"{workers} workers on 2 nodes, 2 of them on node1, launcher srun; "
-    assert preflight.startswith(f"{nodes}interface lo rendezvous 127.0.0.1:")
-    versions = (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none")
+    assert preflight.startswith(f"{nodes}interface lo, rendezvous 127.0.0.1:")
+    versions = (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "no container")
     assert all(version in preflight for version in versions)
     port = int(re.search(r"127.0.0.1:(\d+)", preflight)[1])
     with pytest.raises(ConnectionRefusedError):

@@ -189,7 +189,7 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
     loss = records.loss.columns(graph, run.filled)
     finite = [value for value in loss if math.isfinite(value)]
     text = (
-        f"{records.recent_mean('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}"
+        f"{records.recent_mean('loss'):.4g}, highest {max(finite):.4g}, lowest {min(finite):.4g}"
         if finite
         else "not finite"
     )

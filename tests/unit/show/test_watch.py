@@ -474,7 +474,7 @@ def test_runs_are_found_later_and_kept_when_moved(tmp_path):
 def test_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
     run = write_run(tmp_path / "run", 0, moco_k=40)
     add(run, *(record(step, 0.5 if step < 3 else 9.0 - step / 10) for step in range(20)))
-    assert re.search(r" highest 8.7, least 7.1$", watch(run).stdout, re.MULTILINE)
+    assert re.search(r" highest 8.7, lowest 7.1$", watch(run).stdout, re.MULTILINE)
 
 
 def test_closed_pipe_ends_watch_silently(tmp_path):
