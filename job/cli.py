@@ -14,6 +14,11 @@ IN_GROUPS = (
     "`data: {image_size: 64}`."
 )
 
+DEVICE = ("--device", "--gpu", "--gpus", "--cuda", "--cpu")
+ON_DEVICES = (
+    "Programs use the GPUs of the machine. To use the CPU, or only some GPUs, set "
+    "CUDA_VISIBLE_DEVICES, such as CUDA_VISIBLE_DEVICES= or CUDA_VISIBLE_DEVICES=0,1"
+)
 NO_DATA = "DIR: missing; expected a folder of images, a text file with a path a line, or digits"
 Given = TypeVar("Given")
 MORE = "more_data"  # the option of programs that take several folders
@@ -37,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = next((each for each in unknown if each.startswith("-")), "").split("=")[0]
             meant = self.dotted.get(word.removeprefix("--").replace("-", "_"), word)
+            if word in DEVICE:
+                self.error(f"{word}: no such option. {ON_DEVICES}")
             hint = did_you_mean(meant, self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found

@@ -94,8 +94,10 @@ def groups(kind: type) -> dict[str, Group]:
 
 def did_you_mean(name: str, candidates: Collection[str]) -> str:
     """Return the end of an error that suggests the nearest candidate, if one is near."""
-    near = difflib.get_close_matches(name, candidates, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    # The dashes of flags count as equal letters otherwise: --device would be near --mgd-views.
+    words = {each.lstrip("-"): each for each in candidates}
+    near = difflib.get_close_matches(name.lstrip("-"), words, 1)
+    return f"; did you mean {words[near[0]]}?" if near else ""
 
 
 def expand(path: str, shown: str = "") -> str:

@@ -35,7 +35,7 @@ def read_yaml(path: str, kind: type) -> dict[str, Any]:
             options[f.name] = convert(f, content, f"{path}: {key}")
             written[f.name] = key
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, too many digits
-        raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise RunError(f"--config {path}: not YAML: {not_yaml(error)}") from None
     except (LookupError, AttributeError):  # of PyYAML's constructors
         raise RunError(
             f"--config {path}: a value does not fit its tag, as in !!bool 5. Leave out the tag"
@@ -45,6 +45,15 @@ def read_yaml(path: str, kind: type) -> dict[str, Any]:
             f"--config {path}: too many nested brackets; expected options such as `lr: 0.03`"
         ) from None
     return options
+
+
+def not_yaml(error: Exception) -> str:
+    """Return the line, column and problem of an error of PyYAML, or the text of another error."""
+    text = str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        text = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(text.split())
 
 
 def read_text(path: str) -> str:

@@ -515,6 +515,10 @@ def test_head_width_needs_a_head_with_a_hidden_layer(line, fix):
         ("DIR --moco.k 5", ["--moco.k", "did you mean --moco-k?"]),
         ("DIR --moco.k=5", ["--moco.k", "did you mean --moco-k?"]),
         ("DIR --optimizer.seed 5", ["--optimizer.seed", "did you mean --seed?"]),
+        ("DIR --epoch 1", ["--epoch 1; did you mean --epochs?"]),
+        ("DIR --devise cuda", ["--devise cuda (all options"]),  # far from all: no suggestion
+        ("DIR --device cuda", ["--device: no such option", "CUDA_VISIBLE_DEVICES=0,1"]),
+        ("DIR --gpus=0", ["--gpus: no such option", "CUDA_VISIBLE_DEVICES="]),
         ("DIR --moco 1", ["--moco"]),  # an abbreviation
         ("DIR --no-lr", ["--no-lr"]),
         ("DIR -x", ["-x"]),
