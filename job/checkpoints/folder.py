@@ -29,6 +29,7 @@ JOB = "SLURM_JOB_ID"  # a requeued job keeps it
 LEFT = ".left"  # ends the names of checkpoints later than the one that the run resumed from
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
 ROOM = 2**30  # bytes that a load or its result may need, in addition to twice the file's size
+TORCH = (b"PK\x03\x04", b"\x80")  # starts of torch's files: archives, and pickles before torch 1.6
 OBJECT = 256  # bytes that each value counts at least
 
 
@@ -282,7 +283,8 @@ def load_once(path: str, foreign: bool = False) -> dict:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         check_size(content, most)
     except pickle.UnpicklingError as error:
-        if name := object_in(str(error)):
+        name = object_in(str(error))
+        if name and begins_as_torchs(path):
             raise RunError(has_objects(path, name, '["state_dict"]')) from None
         raise RunError(incomplete(path, type(error).__name__)) from None
     except RunError:
@@ -301,6 +303,12 @@ def load_once(path: str, foreign: bool = False) -> dict:
             "another file"
         )
     return content
+
+
+def begins_as_torchs(path: str) -> bool:
+    """Return whether a file begins as torch's files do. Torch also refuses objects of others."""
+    with open(path, "rb") as file:
+        return file.read(len(max(TORCH, key=len))).startswith(TORCH)
 
 
 def incomplete(path: str, reason: str) -> str:

@@ -17,7 +17,6 @@ RELEASED = {
     "moco_v2_200ep_pretrain.pth.tar": "59fd9945",
     "moco_v2_800ep_pretrain.pth.tar": "a04e12f8",
 }
-TORCH = (b"PK\x03\x04", b"\x80")  # starts of torch's files: archives, and pickles before torch 1.6
 LFS = b"version https://git-lfs"
 
 
@@ -28,14 +27,14 @@ def read_content(path: str) -> dict:
     """
     start = read_start(path)
     check_released(path)
-    if start.startswith(TORCH) and not is_safetensors(start):
+    if start.startswith(folder.TORCH) and not is_safetensors(start):
         with warnings.catch_warnings(action="ignore"):  # torch's, about how the file was saved
             return folder.load(path, foreign=True)
     if not is_safetensors(start):
         advice = (
             "it is a pointer of Git LFS: git lfs pull"
             if start.startswith(LFS)
-            else "download or copy it again"
+            else "download or copy it again, or choose another file"
         )
         raise RunError(f"{path} is not a checkpoint, it begins with {start[:24]!r}: {advice}")
     try:

@@ -1026,6 +1026,14 @@ def test_load_refuses_other_files(tmp_path, data):
     assert str(path) in refused(load, str(path))
 
 
+def test_load_of_a_page_reports_no_objects(tmp_path):
+    """Torch's own error is the same for a page that begins with # and for a newer pickle."""
+    path = tmp_path / "README.md"
+    path.write_text("# A page\n")
+    message = refused(load, str(path))
+    assert message == f"{path} is not a complete checkpoint (UnpicklingError): use another one"
+
+
 NO_FILES = {
     "missing": (lambda path: None, "x.pth.tar: no such file; expected a checkpoint"),
     "link to nowhere": (
