@@ -25,6 +25,7 @@ from job.frameworks import FRAMEWORKS, Framework
 from job.metrics import schema
 from job.metrics.log import Log
 from job.networks import ARCHS, DEPTH, HEAD, network_outline
+from job.text import plural
 from job.training import CHECKPOINT, Training
 
 # Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
@@ -173,7 +174,7 @@ def find_images(config: Config, run: Run) -> Images:
     images = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
     if len(images) < total:
         raise RunError(
-            f"--batch-size {total}: {images.root} has {len(images)} images only; "
-            "expected a batch that is not larger"
+            f"--batch-size {total}: {images.root} has only {plural(len(images), 'image')}; "
+            f"expected at most {len(images)}. Choose a smaller batch, or add images"
         )
     return images

@@ -51,9 +51,10 @@ def scan_one(data: str, splits: Sequence[str], max_bad: int) -> Images:
             raise RunError(f"{data} is a list, which has no validation images; expected {expected}")
         return read_list(data, max_bad)
     if not os.path.isdir(data):
-        others = ", or with images anywhere below it, or a text file with a path a line"
-        expected = f"one with {splits[0]}/<class>/* images{others if TRAIN in splits else ''}"
-        raise RunError(f"no folder {data}; expected {expected}")
+        expected = f"a folder with {splits[0]}/<class>/* images"
+        if TRAIN in splits:
+            expected = "a folder of images, a text file with a path a line, or digits"
+        raise RunError(f"{data}: no such folder or file; expected {expected}")
     if root := split_of(data, splits):
         return scan_split(data, root, max_bad)
     if TRAIN not in splits:
@@ -202,8 +203,8 @@ def check_labelled(images: Images) -> None:
     """RunError: no image has a label."""
     if not images.labelled:
         raise RunError(
-            f"no image in {images.root} has a label: k-NN and job.linear need labels, such as"
-            " the folders' names of train/<class>/*. job.train without --knn-every does not"
+            f"no image in {images.root} has a label; expected labels for k-NN and job.linear. Sort"
+            " the images into train/<class>/ (job.train without --knn-every needs no labels)"
             f"{imagenet.advice(images.root, images.names.all())}"
         )
 

@@ -34,6 +34,7 @@ from job.engine.run import Run
 from job.errors import RunError
 from job.networks import ARCHS, WIDTH, Network, build_network, with_features
 from job.position import Position
+from job.text import plural
 
 
 @dataclass
@@ -108,8 +109,9 @@ def build(config: LinearConfig, run: Run) -> Classifier:
         )
     if trains and len(train) < config.batch_size:
         raise RunError(
-            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}."
-            " Choose a smaller batch"
+            f"--batch-size {config.batch_size}: {train.root} has only "
+            f"{plural(len(train), 'image')}; expected at most {len(train)}. "
+            "Choose a smaller batch, or add images"
         )
     net, config, required = frozen(config, run)
     assert isinstance(net.fc, nn.Linear)

@@ -382,7 +382,7 @@ REFUSED = {
     "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
     "--pretrained {pretrained} --stem small": "has the stem imagenet",
     "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
-    "--batch-size 91": "90 images, fewer than --batch-size 91",
+    "--batch-size 91": "has only 90 images; expected at most 90. Choose",
     "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",
     "--gpu 0": "--gpu: not an option of this program",
     "--moco-k 5": "unrecognized arguments: --moco-k 5",

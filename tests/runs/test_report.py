@@ -292,7 +292,7 @@ def test_damaged_lines_are_counted_and_skipped(folders, tmp_path):
 def test_pictures_without_data_or_teacher_are_omitted(folders, tmp_path):
     out, text = report(tmp_path, folders[0], "--data", tmp_path / "nowhere")
     assert pictures(out) == CURVES
-    assert f"no folder {tmp_path}/nowhere" in text
+    assert f"{tmp_path}/nowhere: no such folder" in text
     out, text = report(tmp_path, folders[0], "--teacher", tmp_path / "nothing.pth")
     assert pictures(out) == CURVES | {"neighbours-run", "embedding"}
     assert f"{tmp_path}/nothing.pth: no such file" in text

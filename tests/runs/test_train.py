@@ -450,7 +450,7 @@ TEACHERS = {
     "none": "no such file",
 }
 OPTIONS = {
-    "--batch-size 64": "has 50 images only; expected a batch",
+    "--batch-size 64": "has only 50 images; expected at most 50. Choose a",
     "--batch-size 1": "batch norm needs two",
     "--gpu 0": "--gpu: not an option of this program",
     "--resume nowhere.pth.tar": "no such file",

@@ -266,7 +266,7 @@ WRONG = {
         ["{images}", "/proc/x"],
         "cannot make the folder /proc/x.part: No such file or directory. Name another OUT",
     ),
-    "no folder": (["{base}/none", "{base}/x"], "no folder {base}/none"),
+    "no folder": (["{base}/none", "{base}/x"], "{base}/none: no such folder"),
     "no images": (["{base}/empty", "{base}/x"], "no images below"),
     "packed": (["{shards}", "{base}/x"], "already packed. Train from"),
     "no shards": (["--index", "{images}"], "no shards in"),

@@ -134,7 +134,7 @@ REFUSED = [
         "2 without an ending",
     ),
     case("a tar file", "{folder}/bare/train/0.tar", "not a text file", "job.pack --index"),
-    case("a missing one of two", "{folder}/flat {folder}/none", "no folder {folder}/none"),
+    case("a missing one of two", "{folder}/flat {folder}/none", "{folder}/none: no such folder"),
     case(
         "a folder twice",
         "{folder}/flat {good} {folder}/flat/",

@@ -286,4 +286,4 @@ def test_run_without_its_allocated_gpu_is_one_line(tmp_path, workers):
 @pytest.mark.slow
 def test_run_starts_on_the_cpu_if_gpus_are_hidden(tmp_path):
     code, [line] = run(1, ALLOCATED | {"CUDA_VISIBLE_DEVICES": ""}, tmp_path)
-    assert code == 2 and line.startswith(f"error: no folder {tmp_path}/none; ")
+    assert code == 2 and line.startswith(f"error: {tmp_path}/none: no such folder or file; ")

@@ -167,7 +167,8 @@ def test_index_allows_training_without_labels(tmp_path, logged):
     assert [images.content(number) for number in range(3)] == [b"image 0", b"image 1", b"image 2"]
     assert sorted(images.order(0, 0, 3)) == [0, 1, 2]
     with pytest.raises(
-        RunError, match=f"no image in {data}/train has a label: k-NN and job.linear need labels"
+        RunError,
+        match=f"no image in {data}/train has a label; expected labels for k-NN and job.linear",
     ):
         scan_validation(str(data), images)
 
