@@ -16,6 +16,7 @@ from job.networks.timm_networks import PREFIX
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"
 SMALL_STEM += "; net.maxpool = torch.nn.Identity()"
 RESNET = {"global_pool": "avg", "pretrained_cfg": {"first_conv": "conv1", "classifier": "fc"}}
+USE_ONNX = "Choose OUTPUT.onnx"
 SIZE = 224  # side of the training's images in pixels, if the checkpoint has none
 
 
@@ -95,10 +96,11 @@ def build_other(weights: Backbone, size: int) -> Network:
 
 def refusals_of_other(arch: str, of_user: bool) -> dict[str, str]:
     """Return {format: reason} of the formats that cannot hold a network of timm or of a user."""
-    reasons = {"detectron2": f"detectron2 has no network {arch}. Use onnx"}
+    reasons = {"detectron2": f"detectron2 has no network {arch}. {USE_ONNX}"}
     if of_user:
-        return reasons | {"timm": f"timm has no network {arch}. Use onnx, or a file .pth"}
-    return reasons | {"torchvision": f"torchvision has no network {arch}. Use timm or onnx"}
+        return reasons | {"timm": f"timm has no network {arch}. Choose OUTPUT.onnx or OUTPUT.pth"}
+    fix = "Choose OUTPUT.safetensors or OUTPUT.onnx"
+    return reasons | {"torchvision": f"torchvision has no network {arch}. {fix}"}
 
 
 def build_torchvision(weights: Backbone, size: int) -> Network:
@@ -126,9 +128,9 @@ def build_torchvision(weights: Backbone, size: int) -> Network:
 def refusals(arch: str, small: bool, width: int) -> dict[str, str]:
     """Return {format: reason} of the formats that cannot hold a ResNet."""
     if width != WIDTH:
-        reason = f"{arch} has {WIDTH} channels in its first stage, this one {width}. Use onnx"
+        reason = f"{arch} has {WIDTH} channels in its first stage, this one {width}. {USE_ONNX}"
         return {form: f"{form}'s {reason}" for form in ("torchvision", "timm", "detectron2")}
     if small:
         begin = "begin with a 7x7 convolution and pooling, this one with the small stem"
-        return {"detectron2": f"detectron2's ResNets {begin}. Use onnx"}
+        return {"detectron2": f"detectron2's ResNets {begin}. {USE_ONNX}"}
     return {}

@@ -629,7 +629,10 @@ def test_detectron2_refuses_the_small_stem(students, tmp_path):
 @pytest.mark.parametrize("form", ["torchvision", "timm", "detectron2"])
 def test_formats_refuse_other_widths(students, tmp_path, form):
     message, code = refused(students(width=16).path, tmp_path / f"x{ENDING[form]}")
-    assert message == f"{form}'s resnet18 has 64 channels in its first stage, this one 16. Use onnx"
+    assert (
+        message
+        == f"{form}'s resnet18 has 64 channels in its first stage, this one 16. Choose OUTPUT.onnx"
+    )
     assert code == 2
     assert not list(tmp_path.iterdir())
 

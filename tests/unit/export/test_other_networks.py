@@ -181,9 +181,13 @@ def test_onnx_compares_only_possible_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("arch", "name", "expected"),
     [
-        (MOBILE, "a.pth", f"torchvision has no network {MOBILE}. Use timm or onnx"),
-        (VIT, "a.pkl", f"detectron2 has no network {VIT}. Use onnx"),
-        ("net_of_export:build", "a.safetensors", "Use onnx, or a file .pth"),
+        (
+            MOBILE,
+            "a.pth",
+            f"torchvision has no network {MOBILE}. Choose OUTPUT.safetensors or OUTPUT.onnx",
+        ),
+        (VIT, "a.pkl", f"detectron2 has no network {VIT}. Choose OUTPUT.onnx"),
+        ("net_of_export:build", "a.safetensors", "Choose OUTPUT.onnx or OUTPUT.pth"),
     ],
 )
 def test_formats_refuse_other_networks(arch, name, expected, tmp_path):
