@@ -84,6 +84,7 @@ $(READY): pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horo
 	@echo 'setup 3/3: Horovod'
 	@docker/build_horovod.sh $(BIN)/python
 	@touch $@
+	@echo 'setup: done. For the commands of $(BIN), run: . $(BIN)/activate'
 
 # Pin all versions with hashes. .venv and the image install a part of them.
 lock:

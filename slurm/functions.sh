@@ -159,7 +159,8 @@ sentence() {
             echo "not requeued: the error above, in the options or the data, would end it again"
             ;;
         nothing-saved)
-            echo "not requeued: the try ended before it saved anything new (exit status $2)"
+            echo "not requeued: the try ended before it saved anything new (exit status $2)." \
+                "See the error above"
             ;;
         nothing-saved-twice)
             echo "not requeued: the last two tries saved nothing new." \
