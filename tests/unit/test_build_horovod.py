@@ -67,6 +67,13 @@ def wrong_archive(path):
     )
 
 
+def test_help_is_the_head_of_the_script():
+    done = subprocess.run(["bash", SCRIPT, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Build Horovod ") and "  HOROVOD_WHEELS " in done.stdout
+    assert "set -" not in done.stdout
+
+
 def function(name):
     """Return the text of a function of the script."""
     return re.search(rf"^{name}\(\) {{\n.*?^}}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)[0]
@@ -139,7 +146,7 @@ def test_missing_package_is_one_line(build, python, tmp_path):
     (tmp_path / "cffi.py").write_text("raise ModuleNotFoundError(\"No module named 'cffi'\")")
     done = build(PYTHONPATH=str(tmp_path))
     problem = f"build_horovod: {python}: No module named 'cffi'"
-    fix = "expected torch and what moco-mgd[horovod] needs. Install them there"
+    fix = "expected torch and the packages of moco-mgd[horovod]. Install them there"
     assert (done.returncode, done.stderr) == (2, f"{problem}; {fix}\n")
 
 
@@ -203,8 +210,8 @@ GLOO = "building with Gloo only, for CPUs"
     [
         ({}, "nccl"),
         ({"toolkit": ""}, "nccl"),
-        ({"asked": "nccl", "toolkit": ""}, "nccl"),
-        ({"asked": "gloo"}, "gloo"),
+        ({"requested": "nccl", "toolkit": ""}, "nccl"),
+        ({"requested": "gloo"}, "gloo"),
         ({"torch_cuda": "none"}, f"torch 3.0 is a CPU build: {GLOO}\ngloo"),
         ({"nccl": "none"}, f"(nvidia-nccl) is not installed: {GLOO}\ngloo"),
         (
@@ -213,17 +220,17 @@ GLOO = "building with Gloo only, for CPUs"
         ),
         ({"torch_cuda": "12.6"}, "nccl"),
         (
-            {"torch_cuda": "none", "asked": "nccl"},
+            {"torch_cuda": "none", "requested": "nccl"},
             "HOROVOD_BACKEND=nccl: torch 3.0 is a CPU build; expected torch with CUDA and NCCL",
         ),
     ],
     ids=str,
 )
 def test_nccl_is_built_in_if_possible(given, line):
-    values = {"asked": "", "torch": "3.0", "torch_cuda": "13.0"}
+    values = {"requested": "", "torch": "3.0", "torch_cuda": "13.0"}
     values |= {"nccl": "/nccl", "toolkit": "/cuda"} | given
     values["cuda"] = values["torch_cuda"].partition(".")[0]
-    code = 'say() { echo "$*"; }; fail() { echo "$*"; exit 2; }\n'
+    code = 'note() { echo "$*"; }; fail() { echo "$*"; exit 2; }\n'
     code += f"{function('without_nccl')}\n{function('choose_backend')}\n"
     code += "choose_backend; echo $backend"
     environment = {"PATH": os.environ["PATH"]} | values
@@ -272,15 +279,15 @@ def test_cuda_compiler_is_fetched_with_hashes(tmp_path, version, pinned):
 
 
 @pytest.mark.parametrize(
-    ("driver", "asked", "code", "line"),
+    ("driver", "requested", "code", "line"),
     [
         (False, "", 0, f"cannot be fetched (log: log): {GLOO}\nkept gloo\n"),
         (False, "nccl", 2, "HOROVOD_BACKEND=nccl: CUDA 13's compiler (nvidia-cuda-nvcc) cannot be"),
         (True, "", 2, "cannot be fetched (log: log), and this machine has GPUs. Install a CUDA 13"),
     ],
 )
-def test_missing_cuda_compiler_is_an_error_with_gpus(driver, asked, code, line):
-    lines = f'cuda=13 log=log asked={asked} backend=nccl; say() {{ echo "$*"; }}\n'
+def test_missing_cuda_compiler_is_an_error_with_gpus(driver, requested, code, line):
+    lines = f'cuda=13 log=log requested={requested} backend=nccl; note() {{ echo "$*"; }}\n'
     lines += 'fail() { echo "$*"; exit 2; }; use_kept() { echo "kept $backend"; }\n'
     lines += f"fetch_toolkit() {{ return 1; }}; has_driver() {{ {str(driver).lower()}; }}\n"
     lines += f"{function('without_nccl')}\n{function('provide_toolkit')}\nprovide_toolkit"
