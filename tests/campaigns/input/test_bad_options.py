@@ -73,8 +73,8 @@ def other(program, line, *parts):
 
 CONFLICTS = [
     Case("no data", [], ("DIR: missing", "folder of images", "digits")),
-    Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "train/<class>/*")),
-    train("no such second folder", "--more-data nowhere", "nowhere", "train/<class>/*"),
+    Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "a folder of images")),
+    train("no such second folder", "--more-data nowhere", "nowhere", "a folder of images"),
     train("two folders", "--data elsewhere", "{good}", "elsewhere", "expected one"),
     train("an unknown option", "--tempreature 1", "--tempreature", "--help"),
     train("an abbreviated option", "--mom 0.9", "--mom"),
@@ -90,7 +90,7 @@ CONFLICTS = [
         "expected 8",
     ),
     train("a batch of one image", "--batch-size 1", "--batch-size 1", "batch norm", "expected 2"),
-    train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "larger"),
+    train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "smaller"),
     train("a missing teacher", "--teacher nowhere", "nowhere", "no such file"),
     train("a missing checkpoint", "--resume nowhere", "nowhere", "no such file"),
     train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
@@ -168,7 +168,7 @@ CONFLICTS = [
     other("job.export", "x y.onnx --image-size 4", "--image-size", "4", "at least 8"),
     other("job.pack", "{good}", "OUT"),
     other("job.pack", "{good} OUT --index", "OUT", "--index"),
-    other("job.pack", "{good}/nowhere OUT", "{good}/nowhere", "train/<class>/*"),
+    other("job.pack", "{good}/nowhere OUT", "{good}/nowhere", "a folder of images"),
     other("job.pack", "{good} {good}", "{good}", "Name another one"),
     other("job.pack", "--index {good}", "no shards in {good}", "*.tar"),
 ]
