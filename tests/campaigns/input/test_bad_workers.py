@@ -32,7 +32,7 @@ REFUSED = {
         "laughs.yaml",
         "a0",
     ),
-    "no folder": ("job.train", "{folder}/none", "{folder}/none", "train/<class>/*"),
+    "no folder": ("job.train", "{folder}/none", "{folder}/none", "a folder of images"),
     "other classes": (
         "job.linear",
         "{folder}/val-differs",
