@@ -3,11 +3,10 @@
 from typing import Any
 
 from job.distill.base import Distiller
+from job.distill.maps import MapDistiller
 from job.distill.teacher import Teacher
 from job.errors import RunError
 from job.networks import Outline
-
-MAPS = ("projector", "gram")  # with --projector-stages and --gram-stages
 
 
 def check_fit(
@@ -26,10 +25,10 @@ def check_fit(
             fitting = list_fitting(config, every, student, teacher)
             raise RunError(f"--distill {kind.name}: {misfit}. Use one of: {fitting}")
     if config.framework == "none" and student.beyond and not any(k.compares_pooled for k in kinds):
+        pooled = ", ".join(name for name, kind in every.items() if kind.compares_pooled)
         raise RunError(
             f"--framework none: no chosen distiller trains {student.beyond} of {config.arch}, "
-            "which works on the pooled features; expected simreg, similarity or disco. "
-            "Add one of them"
+            f"which works on the pooled features; expected one of {pooled}. Add one to --distill"
         )
 
 
@@ -47,5 +46,11 @@ def list_fitting(
     ]
     if equal:
         stages = " ".join(map(str, equal))
-        named += [f"{name} with --{name}-stages {stages}" for name in MAPS if name not in named]
+        named += [
+            f"{name} with --{name}-stages {stages}"
+            for name, kind in every.items()
+            if name not in named
+            and issubclass(kind, MapDistiller)
+            and hasattr(config, f"{name}_stages")
+        ]
     return ", ".join(filter(None, named))

@@ -9,7 +9,7 @@ import torch
 from errors import refused
 from job.config import Config
 from job.data.augment import MEAN, STD
-from job.distill import DISTILLERS
+from job.distill import DISTILLERS, Distiller
 from job.distill.fit import check_fit
 from job.distill.options import DistillOptions
 from job.distill.teacher import load_teacher
@@ -51,12 +51,12 @@ def teachers(tmp_path_factory):
     return load
 
 
-def check(teacher, arch="resnet18", distill="simreg", **options):
+def check(teacher, arch="resnet18", distill="simreg", every=DISTILLERS, **options):
     config = Config(
         arch=arch, width=16, distill=[distill], teacher="t.pth", image_size=SIZE, **options
     )
     student = network_outline(arch, config.stem, config.width, SIZE)
-    check_fit(config, [DISTILLERS[distill]], DISTILLERS, student, teacher)
+    check_fit(config, [DISTILLERS[distill]], every, student, teacher)
 
 
 FITTING = [  # student, teacher, distiller, options
@@ -131,6 +131,16 @@ def test_fitting_list_has_stages_of_equal_size(teachers):
     student = network_outline("resnet18", "imagenet", 16, 160)
     message = refused(check_fit, config, [DISTILLERS["mgd"]], DISTILLERS, student, teacher)
     assert message.endswith("projector with --projector-stages 3, gram with --gram-stages 3")
+
+
+def test_new_distiller_is_in_the_lists(teachers):
+    """Messages list the registered distillers, without an edit of them."""
+    every = DISTILLERS | {"new": type("New", (Distiller,), {"name": "new"})}
+    pair = teachers("resnet18"), MOBILE, "gram"
+    message = refused(check, *pair, framework="none", every=every)
+    expected = "expected one of simreg, similarity, disco, new. Add one to --distill"
+    assert message.endswith(expected)
+    assert refused(check, teachers(VIT), distill="mgd", every=every).endswith(", new")
 
 
 @torch.no_grad()
