@@ -15,6 +15,9 @@ KILLS ?= 50
 MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
 TESTS := $(addprefix tests/,unit pretended runs campaigns/bench campaigns/peer campaigns/soak)
 QUICK := -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
+# Git's top-level files and folders. `make lint` ignores others, such as a user's runs.
+TRACKED = $$(git ls-files $(1) | cut -d / -f 1 | sort -u)
+CODE = $(call TRACKED,'*.py' '*.md' pyproject.toml)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
@@ -166,8 +169,8 @@ bench-quick: $(READY)
 	@$(BIN)/python tests/campaigns/bench/bench.py --quick
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/typos --format brief . && $(BIN)/mypy
+	@$(BIN)/ruff check $(CODE) && $(BIN)/ruff format --check $(CODE)
+	@$(BIN)/typos --format brief $(call TRACKED) && $(BIN)/mypy
 	@shellcheck -x docker/*.sh slurm/*.sh slurm/*.sbatch job/demo.sh .ci/run
 
 clean:
