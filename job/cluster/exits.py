@@ -116,6 +116,16 @@ def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
     leave(error.code, at_once=True)
 
 
+def wait_for_rank_0(code: int) -> None:
+    """Wait until rank 0 has printed an error of its own, which may be the same one.
+
+    srun's exit code is the highest of all ranks. It ends the others by SIGTERM, which would count
+    as 143. End with the error's code instead.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: leave(code, at_once=True))
+    time.sleep(PATIENCE)
+
+
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
     """End the program on an error, with one line and the error's exit code.
@@ -124,7 +134,7 @@ def reported_errors() -> Iterator[None]:
     this worker, with rank and node. If another worker has caused the end, its line should be the
     first: this worker waits before it prints, and in most cases the launcher ends it meanwhile.
     """
-    _, rank, size = task.launched()
+    launcher, rank, size = task.launched()
     own = f"rank {rank} on {task.node()}: " if size > 1 else ""
     with output.guarded():
         if rank:
@@ -133,7 +143,7 @@ def reported_errors() -> Iterator[None]:
             yield
         except StartError as error:
             if rank:
-                time.sleep(PATIENCE)
+                wait_for_rank_0(error.code)
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(error.code)
         except WorkerError as error:
@@ -146,8 +156,10 @@ def reported_errors() -> Iterator[None]:
                 time.sleep(2)
                 leave(error.code)
             if rank:
-                time.sleep(PATIENCE)
+                wait_for_rank_0(error.code)
             print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
+            if launcher == "srun" and size > 1 and not rank:
+                time.sleep(2)  # slower ranks reach the error, before srun ends them by SIGTERM
             leave(error.code)
         except comm.WorkerGone as error:
             time.sleep(2)

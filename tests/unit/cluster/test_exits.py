@@ -19,9 +19,10 @@ from job.errors import RunError, StartError
 @pytest.fixture(autouse=True)
 def waited(monkeypatch, unlaunched):
     """Replace waits. Return the list of their seconds."""
-    seconds = []
+    seconds, before = [], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(time, "sleep", seconds.append)
-    return seconds
+    yield seconds
+    signal.signal(signal.SIGTERM, before)
 
 
 def ended(capsys, error):
@@ -55,6 +56,27 @@ def test_error_before_horovod_starts_names_the_rank(monkeypatch, capsys, waited)
     set_rank_3(monkeypatch)
     assert ended(capsys, RunError("no", 2)) == (2, "error: rank 3 on node2: no\n")
     assert waited[0] > 2
+
+
+@pytest.mark.parametrize("error", [RunError("no"), StartError("no")], ids=["run", "start"])
+def test_error_before_horovod_starts_has_its_code_at_sigterm(monkeypatch, capsys, error):
+    """srun's exit code is the highest of all ranks, and SIGTERM would count as 143."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    set_rank_3(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    assert ended(capsys, error) == (2, "")
+
+
+@pytest.mark.parametrize(("connected", "rank"), [(False, "0"), (True, "0"), (True, "1")])
+def test_rank_0_waits_for_slower_ranks_of_srun(monkeypatch, capsys, waited, connected, rank):
+    """Otherwise srun would end them before they have the error's exit code."""
+    variables = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(comm, "size", lambda: 2 if connected else 1)
+    assert ended(capsys, RunError("no", 2)) == (2, "" if rank == "1" else "error: no\n")
+    assert waited[0] == 2
 
 
 @pytest.mark.parametrize(("rank", "line"), [("0", "error: no\n"), ("1", ""), ("7", "")])
