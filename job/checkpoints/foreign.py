@@ -20,6 +20,7 @@ from job.checkpoints.other_networks import (
     SIZES,
     find_needs,
     find_other_body,
+    first_of,
     other_network,
     use_another,
 )
@@ -154,31 +155,29 @@ def read_backbone(
     if size:
         network = f"torchvision's ResNet, which gets the student's images: {path}"
         raise RunError(f"{SIZE_FLAG} {size}: no effect on {network}. Leave it out")
+    return read_resnet(path, content, networks, arch, arch_flag)
+
+
+def read_resnet(
+    path: str, content: dict, networks: list[tuple[Layout, dict]], arch: str, arch_flag: str
+) -> Backbone:
+    """Return the first of a file's `networks`, or the first that is an `arch`.
+
+    RunError: not all of its tensors fit a ResNet of torchvision, or are finite.
+    """
     like = (
         network
         for network in networks
         if arch and nearest_arch(*describe_body(path, *network)) == arch
     )
     layout, state = next(like, networks[0])
-    others = [other for other, _ in networks if other is not layout]
     body, _, stem, width = describe_body(path, layout, state)
     stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
     arch = stated or nearest_arch(body, layout, stem, width)
     if misfits := compare(body, layout, arch, stem, width):
-        first = "; ".join(misfits[:3]) + (
-            f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-        )
         verdict = f"does not fit {arch}" if stated else f"fits no ResNet ({arch} is the nearest)"
-        raise RunError(f"{path} {verdict}: {first}: {use_another(arch_flag)}")
-    if broken := [
-        key
-        for key, value in body.items()
-        if value.is_floating_point() and not torch.isfinite(value.float()).all()
-    ]:
-        raise RunError(
-            f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use "
-            "another file"
-        )
+        raise RunError(f"{path} {verdict}: {first_of(misfits)}: {use_another(arch_flag)}")
+    check_is_finite(path, body)
     loaded = {
         name: body[key]
         for name in expected_shapes(arch, stem, width)
@@ -190,14 +189,28 @@ def read_backbone(
     nested = f" in {layout.where}" if layout.where else ""
     under = f" under {layout.prefix}*" if layout.prefix else ""
     layers = "numbered layers" if layout.first else "named layers"
-    left = ", ".join(other.path() for other in others)
+    others = [other.path() for other, _ in networks if other is not layout]
     report = (
         f"{arch}{of_width} from {path} (layout: {layers}{nested}): {len(loaded)} tensors{under} "
         f"loaded, none missing; dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
-        + (f"; not loaded: the networks under {left:.200}" if others else "")
+        + (f"; not loaded: the networks under {', '.join(others):.200}" if others else "")
     )
     meta, run = describe_run(content), facts_of_run(content)
     return Backbone(arch, stem, width, loaded, report, head, meta, head_state, run)
+
+
+def check_is_finite(path: str, body: dict[str, torch.Tensor]) -> None:
+    """RunError: a floating-point tensor of `body` has values that are not finite."""
+    broken = [
+        key
+        for key, value in body.items()
+        if value.is_floating_point() and not torch.isfinite(value.float()).all()
+    ]
+    if broken:
+        raise RunError(
+            f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use "
+            "another file"
+        )
 
 
 def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -> Backbone:

@@ -71,6 +71,12 @@ def use_another(arch_flag: str) -> str:
     return f"use another {arch_flag}, or another file" if arch_flag else "use another file"
 
 
+def first_of(misfits: list[str]) -> str:
+    """Return the first three texts about tensors, and the number of the others."""
+    more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+    return "; ".join(misfits[:3]) + more
+
+
 def find_needs(path: str, content: dict, arch: str, options: dict, size: int = 0) -> Needs:
     """Return the size and colours of the images that a network needs.
 
@@ -137,10 +143,9 @@ def find_other_body(
         first = first or misfits
     if not first:
         raise RunError(f"{path} has no tensors: found {outline(content)[:400]}: use another file")
-    more = f"; and {len(first) - 3} more" if len(first) > 3 else ""
-    shown = "; ".join(first[:3]) + more
     without = f"leave out {SIZE_FLAG}, " if resized and demands_size(arch) else ""
-    raise RunError(f"{path} does not fit {arch}: {shown}: {without}{use_another(arch_flag)}")
+    fix = f"{without}{use_another(arch_flag)}"
+    raise RunError(f"{path} does not fit {arch}: {first_of(first)}: {fix}")
 
 
 def build_for_size(
