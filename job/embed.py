@@ -18,7 +18,7 @@ from job.data.splits import Split, Splits, find_images
 from job.declare import option
 from job.engine.call import called
 from job.engine.run import Run
-from job.errors import RunError
+from job.errors import RunError, of_option
 from job.evaluate.features import GROUP, Group, Pass, build_encoder, split_groups
 from job.evaluate.rows import Rows
 from job.evaluate.tables import FORMATS, check_place, ending
@@ -111,7 +111,8 @@ def write_features(config: EmbedConfig, run: Run) -> None:
     The features so far are kept in both cases.
     """
     run.on_first(lambda: check_place(config.out, config.force))
-    weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, "--arch"))
+    with of_option("--pretrained", config.pretrained):
+        weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, "--arch"))
     run.log.line(f"network: {weights.report}")
     config = complete(config, weights)
     size = config.image_size

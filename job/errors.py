@@ -1,5 +1,8 @@
 """The error for people: one line that names the value, what was expected and what to do."""
 
+import contextlib
+from collections.abc import Iterator
+
 from job.text import printable
 
 LONGEST = 1000  # characters of a line: longer ones lose their middle, as values have any length
@@ -17,6 +20,17 @@ class RunError(Exception):
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         super().__init__(line)
         self.code = code
+
+
+@contextlib.contextmanager
+def of_option(option: str, value: str) -> Iterator[None]:
+    """Name the option before an error that begins with its value: `--teacher FILE: problem`."""
+    try:
+        yield
+    except RunError as error:
+        if type(error) is not RunError or not str(error).startswith(printable(value)):
+            raise
+        raise RunError(f"{option} {error}", error.code) from None
 
 
 class WorkerError(RunError):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from job.checkpoints.folder import AUTO, load, restarts
+from job.checkpoints.folder import AUTO, restarts
 from job.checkpoints.foreign import is_moco
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, without_head
 from job.declare import flag
@@ -17,8 +17,10 @@ from job.engine.resume import (
     FINAL,
     check_folder,
     check_format,
+    load_named,
     load_optimizer,
     log_changes,
+    log_workers,
     newest,
     resumed_before,
     warn_of_rate,
@@ -48,7 +50,7 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
     if config.resume == AUTO or resumed_before(config, run):
         saved = newest(run)
         return config, saved and continues(saved, config, run)
-    saved = run.on_first(lambda: load(config.resume))
+    saved = load_named(config, run)
     if is_moco(saved) and ("format" not in saved or saved.get("arch") != config.arch):
         if config.teacher:
             raise RunError(
@@ -99,9 +101,8 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     log_changes(old, config, where, run, without_effect)
     warn_of_rate(saved, config, run)
     warn_of_ramp(saved, config, run)
-    if saved["workers"] != run.size:
-        own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
-        run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
+    averaged = "; batch norm starts from the average of their statistics" if saved["step"] else ""
+    log_workers(saved, where, run, averaged)
     return saved
 
 

@@ -268,7 +268,7 @@ def load(path: str, foreign: bool = False) -> dict:
         return load_once(path, foreign)
     except OSError as error:
         raise RunError(
-            f"cannot read {path}: {error.strerror}; expected a checkpoint. Check its permissions"
+            f"{path}: {error.strerror}; expected a checkpoint. Check its permissions"
         ) from None
 
 
@@ -347,12 +347,12 @@ def check_is_file(path: str) -> None:
     if os.path.isdir(path):
         last = os.path.join(path, LAST)
         raise RunError(
-            f"{path} is a folder: expected a checkpoint file"
+            f"{path}: is a folder; expected a checkpoint file"
             + f", such as {last}" * os.path.isfile(last)
         )
     if not os.path.isfile(path):
         problem = "not a regular file" if os.path.exists(path) else "no such file"
-        raise RunError(f"{path}: {problem}; expected a checkpoint")
+        raise RunError(f"{path}: {problem}; expected a checkpoint. Check the path")
 
 
 def check_size(content: object, most: int) -> None:

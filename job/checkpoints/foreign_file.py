@@ -67,7 +67,7 @@ def read_start(path: str) -> bytes:
             start = file.read(40)
     except OSError as error:
         raise RunError(
-            f"{path}: {error.strerror}; expected a checkpoint that can be read"
+            f"{path}: {error.strerror}; expected a checkpoint. Check its permissions"
         ) from None
     if not start:
         raise RunError(f"{path} is empty: download or copy it again")

@@ -10,7 +10,7 @@ from job.checkpoints.other_networks import of_teacher
 from job.cluster import comm
 from job.distill.options import DistillOptions
 from job.engine.run import Run
-from job.errors import RunError
+from job.errors import RunError, of_option
 from job.networks import (
     ARCHS,
     HEAD,
@@ -54,7 +54,8 @@ def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, ru
     the student's, its head is missing, or its network does not accept the images' size.
     """
     path, arch, image_size = config.teacher, config.teacher_arch, config.image_size
-    weights = run.on_first(lambda: read_backbone(path, arch, size=config.teacher_size))
+    with of_option("--teacher", path):
+        weights = run.on_first(lambda: read_backbone(path, arch, size=config.teacher_size))
     if config.arch in ARCHS and weights.is_resnet and weights.stem != config.stem:
         problem = f"--teacher {path}: its stem is {weights.stem}; expected {config.stem}"
         raise RunError(f"{problem}, as in the student. Choose --stem {weights.stem}")

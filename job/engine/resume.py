@@ -8,10 +8,10 @@ from collections.abc import Set as AbstractSet
 
 import torch
 
-from job.checkpoints.folder import FORMAT
+from job.checkpoints.folder import FORMAT, load
 from job.cluster import comm
 from job.engine.run import Run
-from job.errors import RunError
+from job.errors import RunError, of_option
 from job.options import Common
 from job.position import Position
 from job.schedules import RateOptions, learning_rate
@@ -45,6 +45,15 @@ def newest(run: Run) -> dict | None:
     return saved
 
 
+def load_named(config: Common, run: Run) -> dict:
+    """Return the content of the checkpoint file that --resume names. A collective.
+
+    RunError, on all workers: it is not a complete checkpoint.
+    """
+    with of_option("--resume", config.resume):
+        return run.on_first(lambda: load(config.resume))
+
+
 def check_folder(config: Common, run: Run) -> None:
     """RunError: the run's folder has checkpoints, and --resume's is in another folder."""
     source = os.path.dirname(os.path.realpath(config.resume))
@@ -76,6 +85,15 @@ def log_changes(
     for name in sorted(new.keys() - without_effect):
         if old[name] != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old[name]} in {where}; now {new[name]}")
+
+
+def log_workers(saved: dict, where: str, run: Run, effect: str = "") -> None:
+    """Log a number of workers that differs from a checkpoint's.
+
+    where: names the checkpoint. effect: of the difference, for the end of the line.
+    """
+    if saved["workers"] != run.size:
+        run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{effect}")
 
 
 def warn_of_rate(saved: dict, config: Common, run: Run) -> None:

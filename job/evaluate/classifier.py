@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from job.checkpoints.folder import AUTO, BEST, load
+from job.checkpoints.folder import AUTO, BEST, LAST, load
 from job.checkpoints.foreign import read_backbone
 from job.cluster import comm
 from job.config import WITHOUT_EFFECT, LinearConfig
@@ -24,14 +24,16 @@ from job.engine.resume import (
     check_finite,
     check_folder,
     check_format,
+    load_named,
     load_optimizer,
     log_changes,
+    log_workers,
     newest,
     resumed_before,
     warn_of_rate,
 )
 from job.engine.run import Run
-from job.errors import RunError
+from job.errors import RunError, of_option
 from job.networks import ARCHS, WIDTH, Network, build_network, with_features
 from job.position import Position
 from job.text import plural
@@ -137,9 +139,12 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
     """
     weights, size = None, 224
     if config.pretrained:
-        weights = run.on_first(
-            lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch")
-        )
+        named = (config.resume, os.path.join(run.folder, LAST)) if config.evaluate else ()
+        option = "--resume" if config.pretrained in named else "--pretrained"
+        with of_option(option, config.pretrained):
+            weights = run.on_first(
+                lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch")
+            )
         check_first_layer(config, weights.arch)
         if config.stem not in ("", weights.stem):
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the stem {weights.stem}")
@@ -202,7 +207,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
         return newest(run)
     if not config.evaluate:
         run.on_first(lambda: check_folder(config, run))
-    return run.on_first(lambda: load(config.resume))
+    return load_named(config, run)
 
 
 def restore(saved: dict, classifier: Classifier) -> Position:
@@ -235,10 +240,7 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     log_changes(saved["config"], config, where, classifier.run, WITHOUT_EFFECT)
     if not config.evaluate:
         warn_of_rate(saved, config, classifier.run)
-    if saved["workers"] != classifier.run.size:
-        classifier.run.log.line(
-            f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}"
-        )
+    log_workers(saved, where, classifier.run)
     classifier.net.load_state_dict(state)
     load_optimizer(classifier.optimizer, saved["optimizer"], config)
     classifier.best = saved["best_acc1"]

@@ -383,7 +383,7 @@ REFUSED = {
     "--pretrained {pretrained} --stem small": "has the stem imagenet",
     "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
     "--batch-size 91": "has only 90 images; expected at most 90. Choose",
-    "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",
+    "--pretrained nowhere.pth.tar": "--pretrained nowhere.pth.tar: no such file",
     "--gpu 0": "--gpu: not an option of this program",
     "--moco-k 5": "unrecognized arguments: --moco-k 5",
     "--image-size 3": "--image-size 3: expected 8 or more",

@@ -447,13 +447,13 @@ TEACHERS = {
     "code": "holds code or objects besides tensors",
     "truncated": "is damaged, or cut short",
     "architecture": "does not fit resnet34",
-    "none": "no such file",
+    "none": "/none: no such file; expected a checkpoint",
 }
 OPTIONS = {
     "--batch-size 64": "has only 50 images; expected at most 50. Choose a",
     "--batch-size 1": "batch norm needs two",
     "--gpu 0": "--gpu: not an option of this program",
-    "--resume nowhere.pth.tar": "no such file",
+    "--resume nowhere.pth.tar": "--resume nowhere.pth.tar: no such file; expected a checkpoint",
 }
 
 

@@ -311,7 +311,7 @@ def test_embed_refuses_features_not_finite(embed, monkeypatch):
         ("{images}", ["--pretrained: missing", "--help"]),
         ("{images} --pretrained {net}", ["--out: missing", ".npy or .parquet"]),
         ("{images} --pretrained {net} --out f.csv", ["--out f.csv", ".npy or .parquet"]),
-        ("{images} --pretrained nowhere --out f.npy", ["nowhere", "no such file"]),
+        ("{images} --pretrained nowhere --out f.npy", ["--pretrained nowhere: no such file"]),
         ("nowhere --pretrained {net} --out f.npy", ["nowhere"]),
         ("{images} --pretrained {net} --out f.npy -a resnet34", ["resnet34", "--arch"]),
         ("{images} other --pretrained {net} --out f.npy", ["DIR", "images other", "expected one"]),

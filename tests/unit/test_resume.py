@@ -12,6 +12,7 @@ from disks import mount, unmount
 from errors import refused
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
+from job.evaluate import classifier
 from job.engine.resume import (
     check_folder,
     load_optimizer,
@@ -65,6 +66,13 @@ def content(config=None, step=0, **changed):
         "statistics": None,
     }
     return saved | changed
+
+
+@pytest.mark.parametrize("kind", [Config, LinearConfig])
+def test_resume_names_the_option_of_a_missing_file(run, tmp_path, kind):
+    config = kind(data="DIR", resume=f"{tmp_path}/x.pth.tar")
+    expected = f"--resume {tmp_path}/x.pth.tar: no such file; expected a checkpoint. Check the path"
+    assert refused(find if kind is Config else classifier.find, config, run) == expected
 
 
 # Options with which a run can resume.

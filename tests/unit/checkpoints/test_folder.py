@@ -1035,13 +1035,16 @@ def test_load_of_a_page_reports_no_objects(tmp_path):
 
 
 NO_FILES = {
-    "missing": (lambda path: None, "x.pth.tar: no such file; expected a checkpoint"),
+    "missing": (
+        lambda path: None,
+        "x.pth.tar: no such file; expected a checkpoint. Check the path",
+    ),
     "link to nowhere": (
         lambda path: path.symlink_to("nowhere"),
-        "x.pth.tar: no such file; expected a checkpoint",
+        "x.pth.tar: no such file; expected a checkpoint. Check the path",
     ),
-    "pipe": (os.mkfifo, "x.pth.tar: not a regular file; expected a checkpoint"),
-    "folder": (lambda path: path.mkdir(), "x.pth.tar is a folder: expected a checkpoint file"),
+    "pipe": (os.mkfifo, "x.pth.tar: not a regular file; expected a checkpoint. Check the path"),
+    "folder": (lambda path: path.mkdir(), "x.pth.tar: is a folder; expected a checkpoint file"),
 }
 
 
@@ -1059,5 +1062,5 @@ def test_load_of_a_folder_names_its_newest_checkpoint(checkpoints, tmp_path):
     checkpoints.save(content())
     assert (
         refused(load, f"{tmp_path}/")
-        == f"{tmp_path}/ is a folder: expected a checkpoint file, such as {last}"
+        == f"{tmp_path}/: is a folder; expected a checkpoint file, such as {last}"
     )
