@@ -192,8 +192,9 @@ def read_resnet(
     others = [other.path() for other, _ in networks if other is not layout]
     report = (
         f"{arch}{of_width} from {path} (layout: {layers}{nested}): {len(loaded)} tensors{under} "
-        f"loaded, none missing; dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
-        + (f"; not loaded: the networks under {', '.join(others):.200}" if others else "")
+        f"loaded, none missing; not needed, so ignored: "
+        f"{list_ignored(state, body, layout.prefix)} (head: {head})"
+        + (f"; other networks in the file: {', '.join(others):.200}" if others else "")
     )
     meta, run = describe_run(content), facts_of_run(content)
     return Backbone(arch, stem, width, loaded, report, head, meta, head_state, run)
@@ -230,8 +231,8 @@ def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -
     side = f", {needs.size} x {needs.size} pixels" if needs.size else ""
     colours = "ImageNet's" if needs[1:] == (MEAN, STD) else f"{needs.mean} and {needs.std}"
     report = (
-        f"{arch} from {path}: {len(body)} tensors{under} loaded, none missing; dropped: "
-        f"{list_dropped(state, inside, prefix)} (head: {head}); its images: mean and "
+        f"{arch} from {path}: {len(body)} tensors{under} loaded, none missing; not needed, so "
+        f"ignored: {list_ignored(state, inside, prefix)} (head: {head}); its images: mean and "
         f"deviation {colours}{side}"
     )
     loaded = {BODY + name: value.contiguous() for name, value in body.items()}
@@ -343,8 +344,8 @@ def nearest_arch(body: dict, layout: Layout, stem: str, width: int) -> str:
     return min(misfits, key=lambda arch: misfits[arch])
 
 
-def list_dropped(state: dict, body: dict, prefix: str) -> str:
-    """Return the numbers of dropped tensors: "124 of encoder_k, 4 of fc, 2 others".
+def list_ignored(state: dict, body: dict, prefix: str) -> str:
+    """Return the numbers of ignored tensors: "124 of encoder_k, 4 of fc, 2 others".
 
     They are counted by the first parts of their names.
     """

@@ -151,7 +151,7 @@ def test_torchvision_weights_are_read(write, wrapped, legacy):
     assert backbone.arch == "resnet18"
     assert_same(backbone.state, body(tensors))
     assert f"(layout: named layers{' in state_dict' * wrapped})" in backbone.report
-    assert backbone.report.endswith("dropped: 2 of fc (head: linear 512-1000)")
+    assert backbone.report.endswith("not needed, so ignored: 2 of fc (head: linear 512-1000)")
 
 
 def test_moco_without_module_prefix_is_read(write):

@@ -126,7 +126,7 @@ class Format(NamedTuple):
     stem: str
     prefix: str
     head: str
-    dropped: str
+    ignored: str
     layer3: str = "layer3"
 
 
@@ -326,7 +326,8 @@ def test_format_is_read(tmp_path, form):
     layout = f"{layers} in {form.where}" if form.where else layers
     for text in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
         assert text in backbone.report
-    assert f"loaded, none missing; dropped: {form.dropped} (head: {form.head})" in backbone.report
+    ignored = f"not needed, so ignored: {form.ignored} (head: {form.head})"
+    assert f"loaded, none missing; {ignored}" in backbone.report
     build_resnet(backbone.arch, stem=backbone.stem).load_state_dict(backbone.state, strict=False)
 
 
@@ -390,7 +391,7 @@ def test_copies_are_not_loaded(tmp_path, loaded, left):
     assert_same(backbone.state, body(copies[loaded]))
     assert f" under {loaded}* " in backbone.report
     assert backbone.report.endswith(
-        f"; not loaded: the networks under state_dict.{left.removesuffix('.')}"
+        f"; other networks in the file: state_dict.{left.removesuffix('.')}"
     )
 
 
@@ -419,7 +420,7 @@ def test_network_of_given_arch_is_loaded(tmp_path):
     networks = distilled(tmp_path)
     backbone = read_backbone(str(tmp_path / "weights"), "resnet34")
     assert_same(backbone.state, body(networks["teacher"]))
-    assert backbone.report.endswith("; not loaded: the networks under state_dict.student")
+    assert backbone.report.endswith("; other networks in the file: state_dict.student")
 
 
 def test_layer_with_and_without_wrapper_is_refused(tmp_path):
