@@ -164,14 +164,12 @@ def expected(config: MoCoOptions) -> list[str]:
     K, guess = config.moco_k, math.log(config.moco_k + 1)
     filled = math.ceil(K / config.batch_size)
     warmup = config.warmup_epochs
-    rises = f"while the learning rate rises (--warmup-epochs {warmup})"
     return [
-        f"contrastive loss near ln(K + 1) = {guess:.2f}, the loss of guessing among {K} negatives, "
-        f"after {plural(filled, 'step')}, when keys have filled the queue (before, the negatives "
-        f"are random and easy). It stays there {rises if warmup else 'for some steps'}, then "
-        "falls, as the gradient norm does",
-        f"contrast accuracy {100 / (K + 1):.2g} % by chance. If the student learns, it is several "
-        f"times that at the end of {f'epoch {warmup}' if warmup else 'the first epoch'}, and rises",
+        f"contrastive loss near ln(K + 1) = {guess:.2f}, that of guessing among {K} negatives, "
+        f"after {plural(filled, 'step')}, and lower before, while the queue has random keys. "
+        f"It falls after {f'--warmup-epochs {warmup}' if warmup else 'some more steps'}",
+        f"contrast accuracy {100 / (K + 1):.2g} % by chance, and several times that at the end of "
+        f"{f'epoch {warmup}' if warmup else 'the first epoch'}",
     ]
 
 
