@@ -121,12 +121,12 @@ class SimSiamFramework(Framework):
         return collapse.warnings(signs, "--lr is too high")
 
     def expected(self) -> list[str]:
-        """Return the normal course of the loss and the deviation."""
+        """Return the normal course of the loss and the spread."""
         return [
             "cosine loss near 0, as of unrelated vectors, in the first steps. Then it falls "
             "towards -1 and ends above it (-0.93 in the published training of ResNet-50). If it is "
             "near -1 in the first epoch, the student has collapsed",
-            "deviation of the projections near 1. If it is near 0, the student has collapsed",
+            "spread of the features near 1. If it is near 0, the student has collapsed",
         ]
 
     def misfits(self, images: int) -> dict[str, str]:

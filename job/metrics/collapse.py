@@ -63,9 +63,10 @@ def spectrum_auc(features: torch.Tensor) -> float:
 def describe(signs: dict[str, float]) -> str:
     """Return signs for a log line.
 
-    Example: `deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer4`.
+    Example: `spread 0.93 (0: all alike, 1: even), rank of the queue 61.2, dead channels 0 % of
+    layer4`.
     """
-    phrases = [f"deviation {signs['feature_std']:.2f} of 1"]
+    phrases = [f"spread {signs['feature_std']:.2f} (0: all alike, 1: even)"]
     phrases += [f"rank of the queue {signs['queue_rank']:.1f}"] if "queue_rank" in signs else []
     dead = ", ".join(
         f"{100 * fraction:.0f} % of {name.removeprefix('dead_')}"
@@ -83,7 +84,7 @@ def warnings(signs: dict[str, float], cause: str = "--lr is too high") -> dict[s
     sentences = {}
     if signs["feature_std"] < STD:
         sentences["same_features"] = (
-            "the student computes nearly the same features for all images (deviation "
+            "the student computes nearly the same features for all images (spread "
             f"{signs['feature_std']:.3f} < {STD}). Check whether {cause}, or the images are too "
             "similar"
         )

@@ -266,8 +266,8 @@ def test_signs_are_recorded_and_the_last_logged(clock):
         {"kind": "collapse", "steps": 14, "epoch": 2, "step": 3, **collapsed},
     ]
     _, features, line = book.run.log.lines
-    numbers = "deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
-    assert features == f"epoch 2 features: {numbers}"
+    others = "rank of the queue 9.0, dead channels 0 % of layer4"
+    assert features == f"epoch 2 features: spread 0.01 (0: all alike, 1: even), {others}"
     [warning] = [record for record in book.run.log.records if record["kind"] == "warning"]
     assert warning["id"] == "same_features" and line == f"warning: {warning['text']}"
 

@@ -295,7 +295,7 @@ def features(run: Progress) -> list[str]:
         ),
         default=None,
     )
-    text = f"deviation {signs['feature_std']:.2f} of 1"
+    text = f"spread {signs['feature_std']:.2f}"
     text += f", rank {signs['queue_rank']:.1f}" if "queue_rank" in signs else ""
     text += f", AUC {score['knn_auc']:.3f}" if "knn_auc" in score else ""
     return [

@@ -128,5 +128,7 @@ def test_describe():
     line = collapse.describe(
         {"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125}
     )
-    expected = "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3"
+    expected = (
+        "spread 0.93 (0: all alike, 1: even), rank of the queue 61.2, dead channels 0 % of layer3"
+    )
     assert line == f"{expected}, 12 % of layer4"

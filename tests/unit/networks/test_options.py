@@ -116,7 +116,7 @@ def test_build_resnet_refuses_other_networks():
 
 
 def test_log_omits_dead_channels_without_a_relu():
-    assert collapse.describe({"feature_std": 0.9}) == "deviation 0.90 of 1"
+    assert collapse.describe({"feature_std": 0.9}) == "spread 0.90 (0: all alike, 1: even)"
     assert collapse.describe({"feature_std": 0.9, "dead_layer4": 0.5}).endswith(
         "dead channels 50 % of layer4"
     )
