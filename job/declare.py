@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 import os
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, field, fields
 from typing import Any, NamedTuple, get_args
@@ -61,6 +62,19 @@ def words_of(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag(name if value else f"no_{name}")]
     return [flag(name), *map(str, value if isinstance(value, list) else [value])]
+
+
+def differing(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the options that differ from their defaults, as on a command line.
+
+    An option without a default in `defaults` differs.
+    """
+    given = {
+        name: value
+        for name, value in options.items()
+        if name not in defaults or value != defaults[name]
+    }
+    return shlex.join(word for name, value in given.items() for word in words_of(name, value))
 
 
 class Group(NamedTuple):

@@ -15,6 +15,7 @@ from job.checkpoints.folder import LEFT, Checkpoints
 from job.cluster.memory import keep_freed_memory, set_apart
 from job.cluster.objects import allgather
 from job.data.images import Images
+from job.declare import differing
 from job.engine.workers import Workers
 from job.errors import RunError
 from job.files import write_whole
@@ -30,6 +31,7 @@ class Run(Workers):
 
     keep: the number of checkpoints to keep. events_every: steps between TensorBoard's values; 0: no
     event files. options: of the program, by name. callbacks: receive the run's records, on rank 0.
+    defaults: of the options. The log lists only the other values.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Run(Workers):
         events_every: int = 0,
         options: Mapping[str, Any] = MappingProxyType({}),
         callbacks: Sequence[Callback] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ):
         super().__init__(options)
         self.folder, self.complete = folder, os.path.join(folder, "complete")
-        self.events_every, self.callbacks = events_every, callbacks
+        self.events_every, self.callbacks, self.defaults = events_every, callbacks, defaults
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
 
@@ -50,7 +53,8 @@ class Run(Workers):
     def of(cls, folder: str, config: Common, callbacks: Sequence[Callback] = ()) -> "Run":
         """Return the run of a program that trains."""
         events_every = config.print_freq if config.tensorboard else 0
-        return cls(folder, config.keep, events_every, dataclasses.asdict(config), callbacks)
+        options, defaults = dataclasses.asdict(config), dataclasses.asdict(type(config)())
+        return cls(folder, config.keep, events_every, options, callbacks, defaults)
 
     def saved(self, epoch: int, step: int) -> bool:
         """Return whether the folder has the checkpoint of a position. A collective."""
@@ -158,10 +162,8 @@ class Run(Workers):
         counts: of "images", and of those "labelled", if known. own_batch: images of a worker in a
         step.
         """
-        line = yaml.safe_dump(
-            options, sort_keys=False, default_flow_style=True, width=float("inf")
-        ).strip()
-        self.log.line(f"options: {line}")
+        given = differing(options, self.defaults)
+        self.log.line(f"options: {given} (with the defaults: {self.folder}/config.yaml)")
         steps = self.count.an_epoch
         self.log.record(
             "start",

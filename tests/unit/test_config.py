@@ -6,6 +6,7 @@ import importlib
 import os
 import pwd
 import re
+import shlex
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 import errors
 from job.cli import Parser
 from job.config import OF_TEACHER, RETIRED, Config, LinearConfig, read_config
-from job.declare import flag, groups, words_of
+from job.declare import differing, flag, groups, words_of
 from job.distill import DISTILLERS, Distiller
 from job.errors import RunError
 
@@ -303,6 +304,15 @@ def test_later_files_and_command_line_win(write_yaml):
     expected = (0.1, 6, 3, False, [4])
     assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == expected
     assert config.config == [first, second]
+
+
+def test_differing_options_are_a_command_line():
+    line = "--data 'a b' --lr 0.5 --schedule 3 4 --weak-views --moco-k 8"
+    config = read_config(shlex.split(line))
+    shown = differing(dataclasses.asdict(config), dataclasses.asdict(Config()))
+    assert sorted(shown.split(" --")) == sorted(line.split(" --"))
+    assert read_config(shlex.split(shown)) == config
+    assert differing({"mlp": False, "k": 1}, {"mlp": True}) == "--no-mlp --k 1"
 
 
 def test_default_lists_are_not_shared():
