@@ -10,8 +10,12 @@ READY := $(VENV)/.ready-$(PYTHON_VERSION)
 CLEAR := $(if $(realpath $(BIN)/python$(PYTHON_VERSION)),,--clear)
 RUN := runs/demo
 FORM ?= small
-FUZZ_SECONDS ?= 60
-KILLS ?= 50
+# SHORT=1 is the short form of the test commands, for CI: of pytest, the tests marked `short`.
+SHORT ?=
+ONLY_SHORT := $(if $(SHORT),-m short)
+AND_SHORT := $(if $(SHORT), and short)
+FUZZ_SECONDS ?= $(if $(SHORT),20,60)
+KILLS ?= $(if $(SHORT),3,50)
 MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
 TESTS := $(addprefix tests/,unit pretended runs campaigns/bench campaigns/peer campaigns/soak)
 QUICK := -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
@@ -116,30 +120,31 @@ test: $(READY)
 
 # Its coverage is added to that of the last `make test`.
 test-slow: $(READY)
-	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'slow and not run' $(TESTS)
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'slow and not run$(AND_SHORT)' $(TESTS)
 	@$(BIN)/coverage combine -q --append && $(BIN)/coverage report
-	@$(BIN)/python -m pytest tests/runs/test_train.py
+	@$(BIN)/python -m pytest $(ONLY_SHORT) tests/runs/test_train.py
 
 test-runs: $(READY)
-	@$(BIN)/python -m pytest -m run --ignore=tests/runs/test_train.py $(TESTS)
+	@$(BIN)/python -m pytest -m 'run$(AND_SHORT)' --ignore=tests/runs/test_train.py \
+		tests/runs tests/campaigns
 
 test-input: $(READY)
-	@$(BIN)/python -m pytest tests/campaigns/input
+	@$(BIN)/python -m pytest $(ONLY_SHORT) tests/campaigns/input
 
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/campaigns/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 # SEED=N repeats the kills of the campaign that printed this seed.
 test-faults: $(READY)
-	@$(BIN)/python -m pytest -q tests/campaigns/faults
+	@$(BIN)/python -m pytest -q $(ONLY_SHORT) tests/campaigns/faults
 	@$(BIN)/python tests/campaigns/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 test-slurm: $(READY)
-	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py \
+	@$(BIN)/python -m pytest $(ONLY_SHORT) tests/slurm --ignore=tests/slurm/test_docker_jobs.py \
 		$(addprefix --deselect=,$(MAIN_JOB))
 
 test-docker: $(READY)
-	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py $(MAIN_JOB)
+	@$(BIN)/python -m pytest $(ONLY_SHORT) tests/docker tests/slurm/test_docker_jobs.py $(MAIN_JOB)
 
 test-soak: $(READY)
 	@$(BIN)/python tests/campaigns/soak/soak.py --minutes $(or $(MINUTES),120)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import build, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
+from engine import build, builder, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
 from engine import missing
 
 

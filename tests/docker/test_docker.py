@@ -55,6 +55,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.short
 def test_image_contents(docker, image):
     contents = json.loads(docker("run", "--rm", "--user", "0", image, "python", "-c", LOOK))
     programs = "embed export linear pack report train watch".split()
@@ -70,6 +71,7 @@ def test_image_contents(docker, image):
     }
 
 
+@pytest.mark.short
 def test_image_settings(docker, image):
     """The image sets no variables of Horovod, NCCL, OpenMP, CUDA or pip."""
     [content] = json.loads(docker("image", "inspect", image))
@@ -83,10 +85,12 @@ def test_image_settings(docker, image):
     assert content["Size"] < 5.7e9
 
 
+@pytest.mark.short
 def test_image_prints_the_options(docker, image):
     assert "--teacher-arch X" in docker("run", "--rm", image)
 
 
+@pytest.mark.short
 def test_wrong_command_line_is_one_line(docker, image):
     command = ["docker", "run", "--rm", "--network=host", image]
     command += "python -m job.train /nowhere --batch-size x".split()
@@ -97,6 +101,7 @@ def test_wrong_command_line_is_one_line(docker, image):
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.short
 def test_build_context_has_only_copied_files(docker, tmp_path):
     """No runs, environments, tests or results of the repository."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\nCMD x\n")
@@ -235,6 +240,7 @@ def start_run(image, images, teacher_file):
         run.process.wait(timeout=60)
 
 
+@pytest.mark.short
 def test_run_equals_one_without_a_container(start_run, docker, outside, tmp_path):
     run = start_run(docker, tmp_path / "runs/run")
     code, output = run.finish()
@@ -284,6 +290,7 @@ def test_stopped_and_killed_container_resumes(start_run, containers, outside, tm
     assert owners(folder) == {(UNKNOWN, UNKNOWN)}
 
 
+@pytest.mark.short
 def test_container_without_init_saves(start_run, docker, tmp_path):
     run = start_run(docker, tmp_path / "runs/run", init=False)
     run.wait_for_step(6)
@@ -315,6 +322,7 @@ def local_engine(action, folder, **environment):
     return done.returncode, done.stdout.replace("local-engine: ", "")
 
 
+@pytest.mark.short
 def test_running_engine_is_used_and_not_stopped(docker, engine, tmp_path):
     host = engine["DOCKER_HOST"]
     before = docker("info", "--format", "{{.ID}}")
@@ -374,6 +382,7 @@ def test_engine_starts_and_stops_next_to_another(docker, nowhere, tmp_path):
     shutil.rmtree(pids.parent)
 
 
+@pytest.mark.short
 def test_missing_programs_are_named_with_packages(nowhere, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()

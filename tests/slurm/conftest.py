@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import build, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
+from engine import build, builder, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
 from jobs import REPO, SMALL, TEACHER, BatchJob
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")

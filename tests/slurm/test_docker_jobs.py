@@ -13,6 +13,7 @@ import pytest
 
 from engine import PODMAN, missing, podman_settings
 from jobs import REPO, SMALL
+from short import short
 
 USER = 4242  # a user id without a name and without ranges in /etc/subuid
 
@@ -39,6 +40,7 @@ def submit_in(submit, image):
         job.wait("the end of its containers", lambda of=(engine, job): not names(*of), 60)
 
 
+@pytest.mark.parametrize("containers", short(["docker", "podman"], "docker"), indirect=True)
 def test_scancel_leaves_no_container(slurm, submit_in, containers):
     job = submit_in(containers)
     job.wait_for_step(1)
@@ -74,6 +76,7 @@ def in_container(process) -> bool:
     return os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
 
 
+@pytest.mark.short
 def test_missing_image_is_one_line(submit_in, docker, tmp_path):
     prolog = tmp_path / "prolog.sh"
     change = 'echo "export IMAGE=moco-mgd:nowhere"'
@@ -151,6 +154,7 @@ def with_infiniband(folder):
     return ["unshare", "--mount", "bash", "-c", WITH_INFINIBAND, folder / "dev"]
 
 
+@pytest.mark.short
 def test_docker_passes_infiniband_on(tmp_path):
     """docker is a stand-in, because root of a sandbox may be unable to raise the limit."""
     (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
@@ -198,6 +202,7 @@ def end_pause(folder):
         file.unlink()
 
 
+@pytest.mark.short
 def test_podman_needs_no_root_and_no_subuid(docker, engine, home):
     """The user is root inside without capabilities, with the task's cores, limits and devices.
 

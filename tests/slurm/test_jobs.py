@@ -182,6 +182,7 @@ def test_late_tasks_are_requeued(slurm, submit, undisturbed):
     assert job.shown("Restarts") == "1"
 
 
+@pytest.mark.short
 def test_scancel_leaves_no_process(slurm, submit):
     job = submit(SMALL)
     job.wait_for_step(2)
@@ -353,6 +354,7 @@ def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, reporter):
     assert job.wait_for_end() == "FAILED"
 
 
+@pytest.mark.short
 def test_mistake_is_not_requeued(submit):
     job = submit([*SMALL, "--batch-size", "13"])
     assert job.wait_for_end() == "FAILED"

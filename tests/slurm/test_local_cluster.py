@@ -60,6 +60,7 @@ def folder(tmp_path):
 
 
 @slurm
+@pytest.mark.short
 def test_cluster_runs_tasks_and_leaves_no_process(folder):
     assert cluster(folder, "status") == (3, "local-cluster: not up\n")
     code, output = cluster(folder, "up")
@@ -99,6 +100,7 @@ def test_cluster_without_a_daemon_is_stopped(folder):
     other.communicate(b"\n")
 
 
+@pytest.mark.short
 def test_missing_programs_are_one_line(tmp_path):
     for tool in ("cat", "dirname", "readlink", "realpath"):
         (tmp_path / tool).symlink_to(shutil.which(tool))

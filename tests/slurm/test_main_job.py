@@ -11,7 +11,7 @@ from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, TEACHER, BatchJob
 from runs import differences, of_kind
 
 
-@pytest.fixture(params=["none", "docker", "podman"])
+@pytest.fixture(params=[pytest.param("none", marks=pytest.mark.short), "docker", "podman"])
 def runtime(request):
     """The variables of a job, without containers or in an engine's containers."""
     if request.param == "none":

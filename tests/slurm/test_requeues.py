@@ -85,6 +85,7 @@ def test_two_signalled_tries_end_the_job(slurm, submit_command, tmp_path):
     assert job.shown("Restarts") == "1"
 
 
+@pytest.mark.short
 def test_job_script_errors_are_one_line(slurm, tmp_path):
     for script, arguments, line in [
         (
@@ -145,6 +146,7 @@ def test_job_of_another_folder_finds_its_repository(slurm, repository, tmp_path,
     assert (run / "complete").exists()
 
 
+@pytest.mark.short
 def test_job_without_a_repository_is_one_line(slurm, tmp_path):
     options = "--wait --gpus-per-node=0 --cpus-per-task=1 --output=log"
     command = f"cd {tmp_path}; sbatch {options} <{REPO}/slurm/linear.sbatch"

@@ -3,6 +3,7 @@
 The base image is made on this machine: no image registry is used.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -125,14 +126,40 @@ def containers(request):
 
 
 @pytest.fixture(scope="session")
-def build(docker, engine, pytestconfig):
+def builder(docker, engine, tmp_path_factory):
+    """The name of the base image in which Horovod is built.
+
+    In the short form (SHORT=1), this image has the wheels of `make setup`. The build of
+    docker/Dockerfile then installs the wheel of the same system and versions, if there is one.
+    """
+    if not os.environ.get("SHORT"):
+        return engine["BASE_IMAGE"]
+    context = tmp_path_factory.mktemp("builder")
+    (context / "wheels").mkdir()
+    for folder in kept_wheels():
+        shutil.copytree(folder, context / "wheels" / folder.name)
+    (context / "Dockerfile").write_text(f"FROM {engine['BASE_IMAGE']}\nCOPY wheels /tmp/wheels\n")
+    docker("build", "-t", "moco-mgd-builder:test", context)
+    return "moco-mgd-builder:test"
+
+
+def kept_wheels() -> list[Path]:
+    """Return the folders of the wheels that this docker/build_horovod.sh has built."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    wheels = Path(os.environ.get("HOROVOD_WHEELS") or cache / "moco-mgd/wheels")
+    recipe = hashlib.sha256((REPO / "docker/build_horovod.sh").read_bytes()).hexdigest()[:8]
+    return list(wheels.glob(f"horovod-*-{recipe}"))
+
+
+@pytest.fixture(scope="session")
+def build(docker, engine, builder, pytestconfig):
     """A function that builds docker/Dockerfile with the engine's cache and prints its progress."""
 
     def image(tag, context=REPO):
         file = context / "docker/Dockerfile"
         command = ["docker", "build", "--network=host", "-f", file, "-t", tag]
         for name, value in (
-            ("BASE_IMAGE", engine["BASE_IMAGE"]),
+            ("BASE_IMAGE", builder),
             ("RUNTIME_IMAGE", engine["BASE_IMAGE"]),
             ("VERSION", "test"),
         ):

@@ -1,4 +1,4 @@
-""".ci/run up to its first test: its user, and the packages that it installs."""
+""".ci/run without its tests: its user, the packages that it installs, and its commands."""
 
 import os
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / ".ci/run"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / ".ci/run"
 PACKAGES = re.findall(
     r"[\w.+-]+",
     re.sub("#.*", "", re.search(r"packages=\((.*?)\n\)", SCRIPT.read_text(), re.DOTALL)[1]),
@@ -29,11 +30,14 @@ def test_ci_run_refuses_users():
 
 
 @pytest.fixture
-def installs(tmp_path):
-    """A function that runs .ci/run with packages in given states and returns those it installs."""
+def ci_run(tmp_path):
+    """A function that runs .ci/run with packages in given states. No program does anything.
+
+    `make` fails with the arguments `failing`. apt-get.txt and make.txt have the arguments.
+    """
     for name, code in (
         ("apt-get", f'echo "$@" >>{tmp_path}/apt-get.txt'),
-        ("make", "exit 1"),
+        ("make", f'echo "$@" >>{tmp_path}/make.txt; [ "$*" != "$FAILING" ]'),
         ("id", "echo 0"),
     ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
@@ -43,17 +47,51 @@ def installs(tmp_path):
         "DPKG_ADMINDIR": str(tmp_path),
     }
 
-    def run(states):
+    def run(states, failing=""):
         entry = "Package: {}\nStatus: {}\nVersion: 1\nArchitecture: all\n"
         entry += "Maintainer: x\nDescription: x\n\n"
         (tmp_path / "status").write_text(
             "".join(entry.format(name, STATES[state]) for name, state in states.items())
         )
-        subprocess.run([SCRIPT], env=environment, capture_output=True, check=False)
+        variables = environment | {"FAILING": failing}
+        return subprocess.run([SCRIPT], env=variables, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def installs(ci_run, tmp_path):
+    """A function that runs .ci/run with packages in given states and returns those it installs."""
+
+    def run(states):
+        ci_run(states, failing="lint")
         log = tmp_path / "apt-get.txt"
         return log.read_text().splitlines()[-1].split()[3:] if log.exists() else []
 
     return run
+
+
+def test_ci_run_calls_all_test_commands(ci_run, tmp_path):
+    """It calls the short form of each campaign."""
+    done = ci_run(dict.fromkeys(PACKAGES, "installed"))
+    assert (done.returncode, done.stderr) == (0, "")
+    called = (tmp_path / "make.txt").read_text().splitlines()
+    makefile = (ROOT / "Makefile").read_text()
+    campaigns = set(re.findall(r"^(test-\S+):", makefile, re.MULTILINE))
+    campaigns -= {"test-soak", "test-gpu"}  # hours, and a GPU
+    assert set(called) == {
+        "lint",
+        "test",
+        "bench-quick",
+        *(f"{name} SHORT=1" for name in campaigns),
+    }
+    assert re.findall(r"^\.ci/run: make (.*): \d+ s$", done.stdout, re.MULTILINE) == called
+
+
+def test_ci_run_ends_at_the_first_failure(ci_run, tmp_path):
+    done = ci_run(dict.fromkeys(PACKAGES, "installed"), failing="test-slurm SHORT=1")
+    assert done.returncode == 1
+    assert (tmp_path / "make.txt").read_text().endswith("\ntest-slurm SHORT=1\n")
 
 
 def test_ci_run_skips_installed_packages(installs):

@@ -78,6 +78,8 @@ def kill_runs(
 ) -> list[Fault]:
     """Kill runs until `number` kills were tried. Return the kills."""
     next_aims = {program: aims(program, generator) for program in arguments}
+    few = -(-number * 2 // 3)  # so that few kills hit both programs
+    kills_of_run = {program: min(few, most) for program, most in KILLS_PER_RUN.items()}
     tried = []
     for index, program in enumerate(itertools.cycle(("job.train", "job.linear", "job.train"))):
         if len(tried) == number:
@@ -87,7 +89,7 @@ def kill_runs(
         run = KilledRun(program, options, folder / name, references[program])
         of_run = []
         try:
-            count = min(number - len(tried), KILLS_PER_RUN[program])
+            count = min(number - len(tried), kills_of_run[program])
             for fault in run.kills(itertools.islice(next_aims[program], count), generator):
                 of_run.append(fault)
                 tried.append(fault)

@@ -100,6 +100,7 @@ def settle(folder, before, signalled):
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True)
 
 
+@pytest.mark.short
 def test_disk_full_at_a_checkpoint(start_job, images, disk):
     """The same command fails again. With more room, it resumes and reaches the end."""
     folder = disk / "run"

@@ -7,6 +7,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from runs import Job, of_kind
 
@@ -29,6 +30,7 @@ def errors(output: str) -> list[str]:
     return [line.split("<stderr>:", 1)[-1] for line in output.splitlines() if "error: " in line]
 
 
+@pytest.mark.short
 def test_killed_loader_process_ends_all_workers(start_job, images, tmp_path):
     """The error names the process and its file."""
     job = start_job(2, tmp_path / "run", [images, *FEW])

@@ -20,6 +20,7 @@ from job.data.folders import scan
 from job.data.index import index
 from job.metrics.log import Log
 from runs import all_records
+from short import short
 
 # pytest replaces the program's filters.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -332,12 +333,15 @@ FORBIDDEN = train(
 ALL_BAD = train("only bad images", "all-bad")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SHORT = ["a class that links back", "an unreadable folder", "no images", "other classes"]
+
+
+@pytest.mark.parametrize("case", short(CASES, *SHORT), ids=lambda case: case.name)
 def test_folder(case, outcomes, values):
     check(case, outcomes, values)
 
 
-@pytest.mark.parametrize("case", UNPACKED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", short(UNPACKED, "packing pipe.png"), ids=lambda case: case.name)
 def test_pack_names_the_file(case, outcomes, values):
     outcome, folder = outcomes[case.name]
     assert outcome["code"] == 1 and outcome["stderr"].count("\n") == 1, outcome
@@ -346,13 +350,14 @@ def test_pack_names_the_file(case, outcomes, values):
     assert os.listdir(folder) == ["OUT.part"]
 
 
-@pytest.mark.parametrize("case", LINKED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", short(LINKED, "round"), ids=lambda case: case.name)
 def test_links_are_followed_once(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert f"{LINKS[case.name]} images, " in outcome["stdout"]
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("case", [UNLABELLED], ids=lambda case: case.name)
 def test_shards_without_labels_train(case, outcomes):
     outcome, _ = outcomes[case.name]
@@ -360,6 +365,7 @@ def test_shards_without_labels_train(case, outcomes):
     assert "8 images, 2 steps an epoch" in outcome["stdout"]
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("case", [LEFTOVERS], ids=lambda case: case.name)
 def test_leftovers_are_skipped_and_logged(case, outcomes, values):
     outcome, folder = outcomes[case.name]
@@ -384,7 +390,7 @@ def test_pictures_train_in_bounded_memory(case, outcomes):
     assert outcome["peak"] < 1500  # MB: PIL's 4 bytes per pixel are 672, Python and torch 570
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", short(PICTURES, "16 bits.png", "inks.jpg", "animated.gif"))
 def test_picture_colour(name, values):
     images = scan(str(values["folder"] / "pictures"), "train")
     [index] = [index for index in range(len(images)) if images.names[index] == f"all/{name}"]
@@ -394,7 +400,7 @@ def test_picture_colour(name, values):
     assert np.abs(pixels.astype(int) - PICTURES[name][1]).max() <= 2
 
 
-@pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", short(WORK, "cut.jpg", "web page.jpg"), ids=lambda case: case.name)
 def test_bad_file_is_logged_and_skipped(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
@@ -404,7 +410,7 @@ def test_bad_file_is_logged_and_skipped(case, outcomes):
     assert (folder / "runs" / "resnet18" / "last.pth.tar").is_file()
 
 
-@pytest.mark.parametrize("case", FAIL, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", short(FAIL, "cut.png at the limit"), ids=lambda case: case.name)
 def test_bad_file_beyond_the_limit(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.refused(
@@ -431,6 +437,7 @@ def test_unreadable_file_ends_the_run(case, outcomes, values):
     assert warnings == [f"warning: {text}; next try in {pause} s" for pause in (1, 2, 4, 8)]
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("case", [ALL_BAD], ids=lambda case: case.name)
 def test_only_bad_images_end_the_run(case, outcomes):
     outcomes[case.name][0].refused("8 of 8 images cannot be decoded", "all-bad/train/a/0.png")

@@ -9,6 +9,7 @@ from job.config import Config, LinearConfig
 from job.declare import flag
 from job.embed import EmbedConfig
 from job.pack import Options
+from short import short
 
 PROGRAMS = {
     "job.train": Config,
@@ -187,6 +188,24 @@ def test_all_options_are_tested():
     assert untested == set(files.split())
 
 
-@pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)
+SHORT = [
+    "job.train --epochs '1.5'",
+    "job.train --lr 'nan'",
+    "job.train --moco-t '0.0'",
+    "job.linear --lr 'fast'",
+    "no data",
+    "no such folder",
+    "an unknown option",
+    "a retired option",
+    "schedule and cos",
+    "a batch beyond the images",
+    "a folder to resume",
+    "evaluate without resume",
+    "job.export nowhere OUT.pth",
+    "job.pack {good} {good}",
+]
+
+
+@pytest.mark.parametrize("case", short(GENERATED + CONFLICTS, *SHORT), ids=lambda case: case.name)
 def test_option(case, outcomes, values):
     check(case, outcomes, values)

@@ -13,6 +13,7 @@ from torchvision import models
 
 from cases import LINEAR, SMALL, Case, check
 from job.networks import build_resnet
+from short import short
 
 
 class Harm:
@@ -258,13 +259,27 @@ CHANNELS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name
-)
+CASES = TEACHERS + PRETRAINED + EXPORTED + CHANNELS
+SHORT = [
+    "job.train: torchvision.pth",
+    "job.train: not a ResNet.pth",
+    "job.train: a missing layer.pth",
+    "job.train: infinite.pth",
+    "job.train: code.pth",
+    "job.train: cut.pth",
+    "job.train: a pointer.pth",
+    "job.linear: only code.pkl",
+    "job.export: cut.safetensors",
+    "a teacher of another network",
+]
+
+
+@pytest.mark.parametrize("case", short(CASES, *SHORT), ids=lambda case: case.name)
 def test_file(case, outcomes, values):
     check(case, outcomes, values)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("case", TEACHERS[-1:], ids=lambda case: case.name)
 def test_no_code_ran(case, outcomes):
     assert not any("harm" in os.listdir(folder) for _, folder in outcomes.values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cases import LINEAR, SMALL, fill
+from short import short
 from tests.campaigns.input.test_bad_data import make_trees
 from tests.campaigns.input.test_bad_teachers import FILES as TEACHERS
 from tests.campaigns.input.test_bad_yaml import LAUGHS
@@ -126,7 +127,7 @@ def run(start_job, values, tmp_path):
     return to_end
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", short(REFUSED, "a conflict"))
 def test_workers_print_one_error(name, run, values, tmp_path):
     program, line, *parts = REFUSED[name]
     code, lines, errors = run(line, program)
@@ -136,7 +137,7 @@ def test_workers_print_one_error(name, run, values, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", short(DIFFERENT, "options"))
 def test_different_worker_ends_all(name, run, tmp_path, tmp_path_factory, monkeypatch):
     """The run ends before it makes its folder."""
     if name == "kernels" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -168,6 +169,7 @@ def test_only_bad_images_end_both_workers(run, tmp_path, loaders):
     assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "log.txt", "metrics.jsonl"]
 
 
+@pytest.mark.short
 def test_bad_image_is_logged_once(run, tmp_path):
     code, lines, errors = run("{folder}/one-bad -j 1")
     assert code == 0 and not errors, lines

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from cases import SMALL, Case, check
+from short import short
 
 LAUGHS = "\n".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(30)
@@ -122,16 +123,30 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SHORT = [
+    "a misspelt key",
+    "a string for a number",
+    "a key twice",
+    "aliases that multiply",
+    "code",
+    "an open bracket",
+    "another encoding",
+    "a folder",
+]
+
+
+@pytest.mark.parametrize("case", short(CASES, *SHORT), ids=lambda case: case.name)
 def test_file(case, outcomes, values):
     check(case, outcomes, values)
     assert outcomes[case.name][0]["seconds"] < 20
 
 
+@pytest.mark.short
 def test_peak_of_memory(outcomes):
     peaks = [outcome["peak"] for outcome, _ in outcomes.values() if outcome["code"]]
     assert max(peaks) < min(peaks) + 100  # MB
 
 
+@pytest.mark.short
 def test_no_code_ran(outcomes):
     assert not any("harm" in os.listdir(folder) for _, folder in outcomes.values())

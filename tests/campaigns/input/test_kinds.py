@@ -9,6 +9,7 @@ from cases import LINEAR, SMALL, Case, check, fill
 from job.data.index import index
 from job.metrics.log import Log
 from runs import of_kind
+from short import short
 
 
 def listing(path, *lines):
@@ -160,7 +161,10 @@ TWICE = case(
 )
 
 
-@pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
+SHORT_WORK = ["a flat folder", "a folder, a list and shards", "a folder of another split"]
+
+
+@pytest.mark.parametrize("case", short(WORK, *SHORT_WORK), ids=lambda case: case.name)
 def test_images_train(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
@@ -172,12 +176,24 @@ def test_images_train(case, outcomes):
     assert ("have no labels. Training needs none" in str(hints)) == (ids == NO_LABELS)
 
 
-@pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)
+SHORT_LABELS = [
+    "packing a flat folder",
+    "k-NN of a flat folder",
+    "a classifier of a list",
+    "a stale list",
+    "a tar file",
+    "a missing one of two",
+]
+
+
+@pytest.mark.parametrize(
+    "case", short([*WITH_LABELS, *REFUSED], *SHORT_LABELS), ids=lambda case: case.name
+)
 def test_labels_for_knn_and_classifiers(case, outcomes, values):
     check(case, outcomes, values)
 
 
-@pytest.mark.parametrize("case", ENDED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", short(ENDED, "a list of bad images"), ids=lambda case: case.name)
 def test_undecodable_list_ends_the_run(case, outcomes, values):
     outcome, folder = outcomes[case.name]
     parts = [part.format(**values) for part in UNDECODABLE[case.name][1:]]
