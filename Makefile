@@ -126,7 +126,7 @@ test-slow: $(READY)
 
 test-runs: $(READY)
 	@$(BIN)/python -m pytest -m 'run$(AND_SHORT)' --ignore=tests/runs/test_train.py \
-		tests/runs tests/campaigns
+		tests/runs tests/campaigns/bench tests/campaigns/peer
 
 test-input: $(READY)
 	@$(BIN)/python -m pytest $(ONLY_SHORT) tests/campaigns/input

@@ -64,6 +64,7 @@ def test_sync_norms_mix_no_devices_and_do_not_wait(gpu, steps, run, horovod, mon
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_losses_equal_the_cpu_s(horovod, run):
     """Rounding differs, because the GPU's networks are channels last."""
     with pretended() as gpu:
@@ -102,6 +103,7 @@ def test_networks_and_gradients_are_channels_last(gpu, steps, run, training, nar
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_run_is_measured_saved_and_resumed(gpu, run, narrow_teacher):
     """With a refresh, a factor, k-NN and worker checks, a resume ends in the same bytes."""
     options = dict(teacher=narrow_teacher, **DISTILLED)

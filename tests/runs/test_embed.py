@@ -93,6 +93,7 @@ def done_groups(out):
     return journal.read_bytes().count(b"\n")
 
 
+@pytest.mark.short
 def test_bytes_of_two_workers_equal_one_s(start, reference, tmp_path):
     _, actual = finished(start(2, tmp_path / "features.npy"))
     assert len(actual) == 2 and actual == contents(reference)

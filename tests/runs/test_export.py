@@ -39,6 +39,7 @@ def export(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.short
 def test_export_of_a_run(trained, images, tmp_path):
     """The card has the figures of the records, and each file gives the same features."""
     for name in ("model.safetensors", "model.onnx"):

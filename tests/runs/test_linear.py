@@ -86,6 +86,7 @@ def validated(output):
     return re.findall(r"validation on .*", output)
 
 
+@pytest.mark.short
 def test_run_learns_and_validates_each_epoch(trained, labelled):
     folder, output = trained
     epochs = of_kind(folder, "validation")
@@ -99,6 +100,7 @@ def test_run_learns_and_validates_each_epoch(trained, labelled):
     assert "the frozen network is unchanged to the bit" in output
 
 
+@pytest.mark.short
 def test_tensorboard_has_the_records(trained):
     folder, _ = trained
     shown = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -113,6 +115,7 @@ def test_tensorboard_has_the_records(trained):
     assert events == [(record["steps"] - 1, pytest.approx(record["top1"])) for record in last]
 
 
+@pytest.mark.short
 def test_classifier_only_is_trained(trained, pretrained):
     before = {
         name.removeprefix("module.encoder_q."): value
@@ -128,6 +131,7 @@ def test_classifier_only_is_trained(trained, pretrained):
     assert after["fc.weight"].abs().max() > 0.1
 
 
+@pytest.mark.short
 def test_best_checkpoint_is_of_the_best_epoch(trained):
     folder, _ = trained
     accuracies = {
@@ -416,10 +420,12 @@ def errors(labelled, trained, pretrained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("arguments", REFUSED)
+@pytest.mark.short
 def test_invalid_options(errors, arguments):
     assert REFUSED[arguments] in errors[arguments]
 
 
+@pytest.mark.short
 def test_different_classes(errors):
     assert "must have the same classes; in one of them only: class1, class2" in errors["classes"]
 

@@ -115,6 +115,7 @@ def copy_half(folder, copy):
     return copy
 
 
+@pytest.mark.short
 def test_page_and_folder_have_all_pictures(page):
     assert pictures(page) == CURVES | NETWORKS | {"linear"}
     text = page.read_text()
@@ -125,6 +126,7 @@ def test_page_and_folder_have_all_pictures(page):
             assert np.asarray(image.convert("L")).std() > 5, f"{name} is empty"
 
 
+@pytest.mark.short
 def test_page_needs_no_network_and_has_no_errors(page, browser):
     browser.get_log("performance")
     browser.get(page.as_uri())
@@ -175,6 +177,7 @@ def test_page_can_be_printed(page, browser):
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 3
 
 
+@pytest.mark.short
 def test_links_lead_to_checkpoints(page, folders):
     links = re.findall(r'href="([^"#]+\.pth\.tar)"', page.read_text())
     assert {(page.parent / link).resolve() for link in links} == {
@@ -182,6 +185,7 @@ def test_links_lead_to_checkpoints(page, folders):
     }
 
 
+@pytest.mark.short
 def test_tables_show_the_runs(folders):
     runs = find_runs(map(str, folders))
     [row] = tables.linear_results(runs).rows

@@ -21,6 +21,7 @@ from job.cluster import comm
 from job.show.read.runs import find_runs
 from runs import FLIP, all_records, check_steps, contents, differences, errors_of, of_kind
 from runs import records as records_of
+from short import short
 from job.frameworks.moco import build_moco
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp".split()
@@ -92,7 +93,9 @@ def test_requeued_job_resumes_its_newest_checkpoint(
     assert job.process.returncode == 0 and contents(job.folder) == before
 
 
-@pytest.mark.parametrize("workers, step, loaders", [(2, 3, 1), (4, 7, 0)])
+@pytest.mark.parametrize(
+    "workers, step, loaders", [pytest.param(2, 3, 1, marks=pytest.mark.short), (4, 7, 0)]
+)
 def test_killed_run_resumes_to_the_same_bytes(
     reference, start_job, images, teacher_file, tmp_path, workers, step, loaders
 ):
@@ -154,6 +157,7 @@ def test_steps_count_once_after_other_batch_sizes(images, tmp_path):
     assert saved == [4, 5, 7, 8, 12, 16, 17]
 
 
+@pytest.mark.short
 def test_refresh_records_have_their_seconds(reference):
     refreshes = of_kind(reference(2)[0], "refresh")
     assert len(refreshes) == 8
@@ -194,7 +198,7 @@ def wait_for_signal(process, number):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("target", SIGNALS)
+@pytest.mark.parametrize("target", short(SIGNALS, "one"))
 def test_signal_saves_at_a_common_step(
     reference, start_job, images, teacher_file, tmp_path, monkeypatch, target
 ):
@@ -399,6 +403,7 @@ def test_loss_share_and_ramp(start_job, images, teacher_file, tmp_path):
         assert last["loss"] == pytest.approx(last["contrastive"] + last["distillation"])
 
 
+@pytest.mark.short
 def test_records_of_start_saves_and_end(reference):
     folder, _ = reference(2)
     [start], [end], [teacher] = (of_kind(folder, kind) for kind in ("start", "end", "teacher"))
@@ -416,6 +421,7 @@ def test_records_of_start_saves_and_end(reference):
     assert all(0 < record["seconds"] < end["time"] - start["time"] for record in saves)
 
 
+@pytest.mark.short
 def test_collapse_records_at_each_epoch_end(reference):
     folder, _ = reference(2)
     signs = of_kind(folder, "collapse")
@@ -476,10 +482,12 @@ def errors(images, teacher_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*TEACHERS, *OPTIONS])
+@pytest.mark.short
 def test_invalid_teachers_and_options(errors, name):
     assert (TEACHERS | OPTIONS)[name] in errors[name]
 
 
+@pytest.mark.short
 def test_workers_print_one_error(start_job, images, tmp_path):
     job = start_job(2, tmp_path / "run", [images, *SMALL, "--batch-size", 7])
     output = job.finish()
@@ -491,7 +499,7 @@ def test_workers_print_one_error(start_job, images, tmp_path):
 @pytest.mark.parametrize(
     "check_every, save_every, error",
     [
-        (3, "2steps", "after epoch 0, step 3: 1 of 2"),
+        pytest.param(3, "2steps", "after epoch 0, step 3: 1 of 2", marks=pytest.mark.short),
         (7, "9", "after epoch 1, step 1: "),  # longer than an epoch, without a save
         (99, "2steps", "after epoch 0, step 4, and are not saved: "),
     ],

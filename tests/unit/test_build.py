@@ -138,6 +138,7 @@ NARROW = "--config small --stem small --width 16 -a resnet18 -j 0 --moco-k 20".s
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_options_are_checked_before_a_file_is_written(images, tmp_path):
     """The maps have too few positions for gram."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)

@@ -110,6 +110,7 @@ def keep_wheel(wheels, damaged=False):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_cached_wheel_is_installed(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
     done = build()
@@ -191,6 +192,7 @@ BUILT = "import horovod.torch as hvd; assert hvd.nccl_built() and hvd.gloo_built
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
+@pytest.mark.short
 def test_library_with_nccl_loads_without_the_toolkit():
     """A library that was built with a toolkit does so too."""
     program = [sys.executable, "-c", BUILT]

@@ -95,6 +95,7 @@ def expected(images, checkpoint):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_embed_writes_features_and_paths(embed, images, checkpoint, tmp_path):
     code, output = embed()
     assert code == 0, output
@@ -240,6 +241,7 @@ def test_embed_logs_a_list_s_own_paths(embed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["flat", "list.txt", "packed"])
+@pytest.mark.short
 def test_embed_lists_and_shards_have_equal_rows(embed, images, tmp_path, data):
     """The rows have the paths of the folder, the list or the shards."""
     embed(data=images)

@@ -471,6 +471,7 @@ def test_detectron2_options_complete_the_file(tmp_path, arch, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [{}, {"stem": "small", "width": 16}], ids=str)
+@pytest.mark.short
 def test_onnx_features_equal_the_encoder_s(students, exported, network):
     path, report = exported("onnx", **network)
     channels = 8 * network.get("width", 64)

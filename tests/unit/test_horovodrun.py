@@ -49,6 +49,7 @@ def test_writable_home_has_the_cache(tmp_path):
     assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
 
 
+@pytest.mark.short
 def test_exit_code_is_the_first_failed_worker_s():
     """The launcher ends the other worker, which would wait for an hour."""
     wait = "import os, sys, time; os.environ['HOROVOD_RANK'] == '0' and time.sleep(3600)"
@@ -75,6 +76,7 @@ def test_unwritable_output_does_not_block_workers(tmp_path, state):
 @pytest.mark.parametrize(
     "line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"]
 )
+@pytest.mark.short
 def test_exit_code_of_a_worker_ended_by_a_signal(tmp_path, line):
     """Its shell ends a second later, or the worker has replaced the shell, as in bash."""
     up, stop = tmp_path / "up", threading.Event()

@@ -78,6 +78,7 @@ def test_lost_error_keeps_its_exit_code(state):
 @pytest.mark.parametrize(
     ("program", "state"), [("job.train", "closed"), ("job.linear", "full"), ("job.train", "gone")]
 )
+@pytest.mark.short
 def test_run_ends_before_its_folder_is_created(images, tmp_path, program, state):
     options = NARROW if program == "job.train" else "--knn --width 16 --image-size 16 -j 0"
     command = [program, images, *options.split(), "--out", tmp_path / "run"]

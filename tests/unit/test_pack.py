@@ -160,6 +160,7 @@ def fingerprint(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_pack_killed_resumes_to_the_same_bytes(images, shards, tmp_path):
     """SIGKILL at several moments of a packing whose reads are slow."""
     slow = "import job.pack, time; from job.data.folders import ImageFolder as F\n"

@@ -165,6 +165,7 @@ def test_source_archive_has_the_linked_files(archives):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_wheel_contents(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         names = archive.namelist()
@@ -249,6 +250,7 @@ def test_wheel_installs_the_horovod_build(installed):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_one_worker_needs_no_horovod_or_extras(user):
     """Run each command, from digits to a report. The study needs only its extra, for images."""
     torch.save(torchvision.models.resnet18().state_dict(), user.folder / "teacher.pth")
@@ -272,6 +274,7 @@ def test_one_worker_needs_no_horovod_or_extras(user):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_workers_without_horovod_are_one_line(user, installed):
     done = user("mgd-train digits", HOROVOD_RANK="0", HOROVOD_SIZE="2")
     assert done.returncode == 2
@@ -288,6 +291,7 @@ ABSENT = ["job", "moco", "torchvision", "yaml", "PIL", "cv2", "horovod"]
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_mgd_needs_only_torch_and_scipy(archives, tmp_path):
     """The example of mgd/README.md runs without the other packages of this project."""
     python = environment(tmp_path / "environment", ["torch", "scipy"])

@@ -104,6 +104,7 @@ def test_example_solves_a_matching_in_every_stage(example):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_call_from_python_returns_its_numbers(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     (tmp_path / "call.py").write_text(CALL)

@@ -62,6 +62,7 @@ def test_full_standard_output_does_not_end_the_run(traced):
     assert len(of_kind(traced.folder, "saved")) == 3 and end["how"] == "complete"
 
 
+@pytest.mark.short
 def test_records_are_synced_before_their_checkpoint(traced):
     renames = [
         index
@@ -74,6 +75,7 @@ def test_records_are_synced_before_their_checkpoint(traced):
             assert [call for call, of in traced.calls[:index] if of == name][-1] == "fsync"
 
 
+@pytest.mark.short
 def test_failed_sync_ends_the_run_without_checkpoint(images, tmp_path):
     done = start(images, tmp_path / "run", **injected("* fsync metrics.jsonl 2 1 5"))
     path = tmp_path / "run" / "metrics.jsonl"

@@ -358,6 +358,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_batches_need_no_dev_shm(images):
     """A mount namespace has a /dev/shm of 64 KiB, in which torch's own loaders hang."""
     data = os.path.dirname(images.root)

@@ -219,6 +219,7 @@ def wrong_ones(cases):
     ("version", "in_batches"),
     [("v2", False), ("v2", True), ("v1", False), ("v1", True), ("classifier", False)],
 )
+@pytest.mark.short
 def test_views_match_torchvision(version, in_batches):
     assert rejected(measured(version, in_batches), torchvision_measured(version)) == set()
 
@@ -360,6 +361,7 @@ def pictures_unlike(ours, theirs):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.short
 def test_picture_matches_torchvision(version):
     theirs = by_torchvision("photo", VIEWS[version][1])
     for in_batches in (False, True):

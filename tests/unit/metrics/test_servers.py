@@ -102,6 +102,7 @@ def test_wandb_resumes_its_run(wandb, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file:{}/mlruns"])
+@pytest.mark.short
 def test_mlflow_resumes_its_run(tmp_path, monkeypatch, store):
     mlflow = pytest.importorskip("mlflow", reason="pip install '.[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))

@@ -163,6 +163,7 @@ def run(program, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_watch_shows_hostile_runs(hostile):
     code, lines, errors = run("watch", "--once", hostile)
     assert (code, errors) == (0, [""])
@@ -175,6 +176,7 @@ def test_watch_shows_hostile_runs(hostile):
 
 
 @pytest.mark.slow
+@pytest.mark.short
 def test_report_shows_hostile_runs(hostile, tmp_path):
     code, lines, errors = run("report", "--no-features", hostile, "--out", tmp_path / "report.html")
     assert code == 0, errors
