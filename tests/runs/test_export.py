@@ -10,28 +10,13 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from runs import of_kind, write_teacher
-
-SMALL = "--mlp --image-size 32 --batch-size 16 --moco-k 64 --epochs 1 --knn-every 1".split()
-SMALL += "-j 0 --seed 3".split()
-LINEAR = "--image-size 32 --batch-size 16 --epochs 2 -j 0".split()
-
-
-def finished(job):
-    output = job.finish()
-    assert job.process.returncode == 0, output
+from runs import of_kind
 
 
 @pytest.fixture(scope="module")
-def trained(start_job, images, tmp_path_factory):
-    """A run of two workers with a teacher, and its linear run in the next folder."""
-    folder = tmp_path_factory.mktemp("export")
-    teacher = write_teacher(folder / "big.pth.tar", "resnet18")
-    options = [images, *SMALL, "--teacher", teacher, "--mgd-images", 50]
-    finished(start_job(2, folder / "mine", options))
-    pretrained = ["--pretrained", folder / "mine" / "last.pth.tar"]
-    finished(start_job(2, folder / "mine-linear", [images, *LINEAR, *pretrained], "job.linear"))
-    return folder / "mine"
+def trained(folders):
+    """A run with a teacher. Its linear run is in the next folder."""
+    return folders[0]
 
 
 def export(*arguments):
@@ -46,8 +31,8 @@ def test_export_of_a_run(trained, images, tmp_path):
         done = export(trained / "last.pth.tar", tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
     card = (tmp_path / "model.md").read_text()
-    [knn] = of_kind(trained, "knn")
-    last = of_kind(trained.with_name("mine-linear"), "validation")[-1]
+    knn = of_kind(trained, "knn")[-1]
+    last = of_kind(trained.with_name("run-linear"), "validation")[-1]
     expected = [f"{value:.2f}" for value in (knn["knn"], last["val_top1"], last["val_top5"])]
     assert re.findall(r"^- .*?: \*\*(\S+) %\*\*", card, re.MULTILINE) == expected
     results = ModelCard.load(tmp_path / "model.md").data.eval_results
@@ -58,8 +43,8 @@ def test_export_of_a_run(trained, images, tmp_path):
     assert f"- Images: `{images.name}`; 50 images; all with a label" in card
     content = torch.load(trained / "last.pth.tar", weights_only=True)
     digest = content["teacher"]
-    assert f"- Teacher: `{teacher['arch']}` from `big.pth.tar`, digest `{digest}`" in card
-    assert "- Epochs: 1 of 1\n- Batch: 16 images, over 2 workers\n- Seed: 3\n" in card
+    assert f"- Teacher: `{teacher['arch']}` from `teacher.pth.tar`, digest `{digest}`" in card
+    assert "- Epochs: 2 of 2\n- Batch: 8 images, over 2 workers\n- Seed: 3\n" in card
     assert "horovodrun -np 2 python -m job.train" in card and str(tmp_path.parent) not in card
 
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

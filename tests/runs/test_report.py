@@ -23,10 +23,6 @@ from job.show.read.runs import ReportRun, find_runs
 from job.show.report.timing import knn_seconds, refresh_seconds
 from runs import of_kind
 
-SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp".split()
-SMALL += "--moco-t 0.2 --warmup-epochs 0".split()
-SMALL += "--refresh-epochs 0,1 --knn-every 1 --save-every 3steps --check-every 3 -j 0".split()
-LINEAR = "--epochs 2 --batch-size 10 --lr 0.3 --schedule 1 -j 0".split()
 CURVES = {
     "loss",
     "parts",
@@ -46,24 +42,6 @@ sys.modules["horovod"] = None
 from job.show.report.app import main
 main(sys.argv[1:])
 """
-
-
-@pytest.fixture(scope="module")
-def folders(start_job, images, teacher_file, tmp_path_factory):
-    """A run with a teacher, and a linear run on its features."""
-    folder = tmp_path_factory.mktemp("runs")
-    job = start_job(2, folder / "run", [images, *SMALL, "--teacher", teacher_file])
-    output = job.finish()
-    assert job.process.returncode == 0, output
-    job = start_job(
-        2,
-        folder / "linear",
-        [images, *LINEAR, "--pretrained", folder / "run/last.pth.tar"],
-        "job.linear",
-    )
-    output = job.finish()
-    assert job.process.returncode == 0, output
-    return folder / "run", folder / "linear"
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +168,7 @@ def test_tables_show_the_runs(folders):
     runs = find_runs(map(str, folders))
     [row] = tables.linear_results(runs).rows
     accuracies = [record["val_top1"] for record in runs[1].history.validation]
-    assert row[:3] == ["linear", "run", "resnet18"]
+    assert row[:3] == ["run-linear", "run", "resnet18"]
     assert row[4] == f"{max(accuracies):.2f} %"
     narrow = find_runs([str(folders[0])])
     narrow[0].history.options.update(width=16)
