@@ -217,9 +217,12 @@ def test_preempted_job_resumes(slurm, submit, undisturbed, tmp_path):
     assert of_kind(job.run, "resumed")
 
 
-def test_ranks_wait_for_a_late_rank(submit, undisturbed, prolog):
-    job = submit(SMALL, **prolog('if [ "$SLURM_PROCID" = 1 ]; then sleep 60; fi'))
+def test_ranks_wait_for_a_late_rank(submit, undisturbed, prolog, tmp_path):
+    seen = tmp_path / "seen"
+    hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {seen} ]; do sleep 0.1; done')
+    job = submit(SMALL, **hold)
     job.wait_for_line("waiting for rank 1 of 2 to start")
+    seen.touch()
     check_complete(job, undisturbed)
 
 
