@@ -43,12 +43,15 @@ def test_killed_run_resumes_to_the_same_bytes(start_job, shards, teacher_file, t
 @pytest.mark.short
 def test_accuracies_of_shards_are_the_folder_s(start_job, images, shards, tmp_path):
     """k-NN and linear accuracies do not depend on the order of the images."""
-    logged = {}
-    for name, data in (("folder", images), ("packed", shards)):
-        logged[name] = []
-        for options in (["--knn"], ["--epochs", 1, "--batch-size", 50, "--lr", 0]):
-            arguments = [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options]
-            job = start_job(1, tmp_path / name, arguments, "job.linear")
+    sources = {"folder": images, "packed": shards}
+    logged = {name: [] for name in sources}
+    for options in (["--knn"], ["--epochs", 1, "--batch-size", 50, "--lr", 0]):
+        options = ["-a", "resnet18", "--image-size", 32, "-j", 0, *options]
+        jobs = {
+            name: start_job(1, tmp_path / name, [data, *options], "job.linear")
+            for name, data in sources.items()
+        }
+        for name, job in jobs.items():
             output = job.finish()
             assert job.process.returncode == 0, output
             lines = [

@@ -482,12 +482,10 @@ def errors(images, teacher_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*TEACHERS, *OPTIONS])
-@pytest.mark.short
 def test_invalid_teachers_and_options(errors, name):
     assert (TEACHERS | OPTIONS)[name] in errors[name]
 
 
-@pytest.mark.short
 def test_workers_print_one_error(start_job, images, tmp_path):
     job = start_job(2, tmp_path / "run", [images, *SMALL, "--batch-size", 7])
     output = job.finish()

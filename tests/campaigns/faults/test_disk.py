@@ -100,7 +100,6 @@ def settle(folder, before, signalled):
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True)
 
 
-@pytest.mark.short
 def test_disk_full_at_a_checkpoint(start_job, images, disk):
     """The same command fails again. With more room, it resumes and reaches the end."""
     folder = disk / "run"
@@ -117,6 +116,7 @@ def test_disk_full_at_a_checkpoint(start_job, images, disk):
     check_checkpoint(folder, 5, 0)
 
 
+@pytest.mark.short
 def test_disk_full_at_a_signal(start_job, images, disk):
     folder = disk / "run"
     job = start_job(2, folder, [images, *SMALL, "--save-every", "7steps", "--epochs", 50])
