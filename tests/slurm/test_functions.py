@@ -13,6 +13,8 @@ from job.show.read import discover
 from job.show.read.history import read_record
 from jobs import REPO
 
+pytestmark = pytest.mark.short
+
 COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
 # The variables of a job that `run` needs.
 NEEDS = {
@@ -156,7 +158,6 @@ def test_paths_expand_the_home_folder(shell, tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ["none", *CONTAINERS])
-@pytest.mark.short
 def test_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
     (tmp_path / "my data").mkdir()
     data = "data" if runtime == "pyxis" else "my data"
@@ -437,7 +438,6 @@ def test_image_file_has_an_absolute_path(shell, tmp_path, runtime, image, expect
         ),
     ],
 )
-@pytest.mark.short
 def test_settings_refuse_invalid_values(refused, variables, error):
     assert refused(**variables) == error
 
@@ -522,7 +522,6 @@ def test_mounts_include_the_files_of_nccl(started, tmp_path_factory, runtime):
     assert dict(more) == {f"{site}/{name}": "ro" for name in names}
 
 
-@pytest.mark.short
 def test_job_scripts_export_the_same_variables():
     files = (REPO / "slurm").glob("*.sbatch")
     lines = {line for file in files for line in file.read_text().splitlines() if "--export" in line}
@@ -701,7 +700,6 @@ def test_requeue_waits_for_the_controller(shell, tmp_path, lines, down_for, code
     ],
 )
 @pytest.mark.parametrize("most", ["20", "0"])
-@pytest.mark.short
 def test_decision_follows_slurm(shell, job, reason, most):
     """The reason is SLURM's even if MAX_REQUEUES forbids a requeue."""
     done = shell(
@@ -710,7 +708,6 @@ def test_decision_follows_slurm(shell, job, reason, most):
     assert (done.returncode, done.stderr, decisions(done)) == (143, "", [reason])
 
 
-@pytest.mark.short
 def test_two_tries_without_a_checkpoint_end_a_job(shell, tmp_path):
     """A new checkpoint, and a try of another job, restart the count."""
 
