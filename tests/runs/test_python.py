@@ -82,7 +82,6 @@ def reference(images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.short
 def test_script_runs_all_programs(images, reference, tmp_path):
     """Training gives the command's bytes. The output has the script's own lines in order."""
     script = tmp_path / "script.py"
