@@ -10,7 +10,7 @@ READY := $(VENV)/.ready-$(PYTHON_VERSION)
 CLEAR := $(if $(realpath $(BIN)/python$(PYTHON_VERSION)),,--clear)
 RUN := runs/demo
 FORM ?= small
-# SHORT=1 is the short form of the test commands, for CI: of pytest, the tests marked `short`.
+# SHORT=1: the short form of a test command. pytest runs only the tests marked `short`.
 SHORT ?=
 ONLY_SHORT := $(if $(SHORT),-m short)
 AND_SHORT := $(if $(SHORT), and short)
@@ -49,8 +49,9 @@ help:
 	@echo 'make test-slurm   run jobs on a SLURM cluster on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, run jobs in it by docker and podman'
 	@echo '                  (about 20 minutes the first time)'
-	@echo '                  SHORT=1: the short form of a command from test-slow to test-docker,'
-	@echo '                  as in CI (1 to 4 minutes): make test-slurm SHORT=1'
+	@echo 'make test-slurm SHORT=1'
+	@echo '                  the short form, which CI runs (1 to 5 minutes). The commands from'
+	@echo '                  test-slow to test-docker have one'
 	@echo 'make test-soak    train for MINUTES=120, check that memory, files, threads and step'
 	@echo '                  time stay constant'
 	@echo 'make test-gpu     run the tests that need an NVIDIA GPU'
