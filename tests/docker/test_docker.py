@@ -290,7 +290,6 @@ def test_stopped_and_killed_container_resumes(start_run, containers, outside, tm
     assert owners(folder) == {(UNKNOWN, UNKNOWN)}
 
 
-@pytest.mark.short
 def test_container_without_init_saves(start_run, docker, tmp_path):
     run = start_run(docker, tmp_path / "runs/run", init=False)
     run.wait_for_step(6)

@@ -420,12 +420,10 @@ def errors(labelled, trained, pretrained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("arguments", REFUSED)
-@pytest.mark.short
 def test_invalid_options(errors, arguments):
     assert REFUSED[arguments] in errors[arguments]
 
 
-@pytest.mark.short
 def test_different_classes(errors):
     assert "must have the same classes; in one of them only: class1, class2" in errors["classes"]
 

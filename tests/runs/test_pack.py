@@ -40,7 +40,6 @@ def test_killed_run_resumes_to_the_same_bytes(start_job, shards, teacher_file, t
     assert differences(reference.folder, resumed.folder) == []
 
 
-@pytest.mark.short
 def test_accuracies_of_shards_are_the_folder_s(start_job, images, shards, tmp_path):
     """k-NN and linear accuracies do not depend on the order of the images."""
     sources = {"folder": images, "packed": shards}

@@ -56,7 +56,6 @@ def failed(start_job, images, tmp_path_factory):
     return job.folder, output
 
 
-@pytest.mark.short
 def test_secrets_are_not_written(failed):
     folder, output = failed
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -67,7 +66,6 @@ def test_secrets_are_not_written(failed):
         assert [file for file, content in files.items() if secret.encode() in content] == []
 
 
-@pytest.mark.short
 def test_files_follow_the_umask(failed):
     folder, _ = failed
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}

@@ -21,7 +21,6 @@ from job.cluster import comm
 from job.show.read.runs import find_runs
 from runs import FLIP, all_records, check_steps, contents, differences, errors_of, of_kind
 from runs import records as records_of
-from short import short
 from job.frameworks.moco import build_moco
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp".split()
@@ -198,7 +197,7 @@ def wait_for_signal(process, number):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("target", short(SIGNALS, "one"))
+@pytest.mark.parametrize("target", SIGNALS)
 def test_signal_saves_at_a_common_step(
     reference, start_job, images, teacher_file, tmp_path, monkeypatch, target
 ):
