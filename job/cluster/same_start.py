@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy
 import PIL
+import simplejpeg
 import torch
 import torchvision
 
@@ -23,7 +24,7 @@ from job.errors import RunError
 from job.text import first_names
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (torch, torchvision, numpy, PIL, cv2)  # their versions can change results
+PACKAGES = (torch, torchvision, numpy, PIL, simplejpeg, cv2)  # their versions can change results
 PLUGINS = ("pillow-heif", "pillow-jxl-plugin")  # decode further image formats
 PROGRAM, KERNELS = "this program's files", "CPU kernels"
 LEVELS = ("AVX2", "AVX512")  # of CPU kernels, in ascending order. All others are below

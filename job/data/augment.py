@@ -10,12 +10,14 @@ job/data/render_batch.py to a batch on a device.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from job.data.images import DIVISORS
 from job.data.render import render
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
@@ -26,12 +28,29 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in
 OPERATIONS, FACTORS, SIGMA, FLIP = slice(0, 5), slice(5, 10), 10, 11
 SATURATION, NONE = 2, -1  # with a factor of 0, saturation makes grey
 
+# A JPEG is decoded at a half, a quarter or an eighth of its sides if its crops then still have so
+# many times the sides of their views. A sharper filter makes up for the smoothing by the first
+# reduction: the views are closer to exact averages over squares than those of the full image.
+REDUCED_SIDES, REDUCED_FILTER = 2, "bicubic"
+
+
+class Crop(NamedTuple):
+    """A rectangle of an image, and the image's sides, all in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    of_height: int
+    of_width: int
+
 
 class RandomView:
     """Make a random view of an image (H, W, 3) uint8, by MoCo v2 if `aug_plus`, else by v1.
 
     crop_min: smallest fraction of the image's area in a crop. weak: crops and flips only.
-    `crop` and `appearance` are its two steps, so that a device can apply the second.
+    `crop` and `appearance` are its two steps, so that a device can apply the second. `draw` draws
+    the random numbers of both, before the image is decoded.
     Source: arXiv 2003.04297, section 2. The blur is SimCLR's, arXiv 2002.05709.
     """
 
@@ -41,7 +60,12 @@ class RandomView:
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
         """Return a view, (3, size, size) uint8."""
         crop = self.crop(image, random)
-        return pixels(render(crop.permute(1, 2, 0).numpy(), self.appearance(random)))
+        return drawn_view(crop, self.appearance(random))
+
+    def draw(self, height: int, width: int, random: np.random.Generator) -> tuple[Crop, np.ndarray]:
+        """Return a crop of an image of these sides, and an appearance (12,) float32."""
+        crop = draw_crop(height, width, (self.crop_min, 1.0), random)
+        return crop, self.appearance(random)
 
     def crop(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
         """Return a random crop of the image, (3, size, size) uint8."""
@@ -81,16 +105,25 @@ class ClassifierView:
         return view.flip(2) if random.random() < 0.5 else view
 
 
+def drawn_view(crop: torch.Tensor, appearance: np.ndarray) -> torch.Tensor:
+    """Return a crop (3, H, W) uint8 with an appearance (12,), (3, H, W) uint8."""
+    return pixels(render(crop.permute(1, 2, 0).numpy(), appearance))
+
+
 def random_crop(
     image: np.ndarray, size: int, scale: tuple[float, float], random: np.random.Generator
 ) -> torch.Tensor:
-    """Return a crop of random position and shape, resized to (3, size, size) uint8.
+    """Return a crop of random position and shape, resized to (3, size, size) uint8."""
+    return cut(image, draw_crop(*image.shape[:2], scale, random), size)
+
+
+def draw_crop(H: int, W: int, scale: tuple[float, float], random: np.random.Generator) -> Crop:
+    """Return a crop of random position and shape of an image (H, W).
 
     Its fraction of the area is drawn from `scale`, its width over its height from 3/4 to 4/3.
     If ten draws do not fit into the image, it is the largest centre crop of such proportions
     (torchvision's rule).
     """
-    H, W = image.shape[:2]
     for _ in range(10):
         area = H * W * (scale[0] + (scale[1] - scale[0]) * random.random())
         ratio = math.exp(math.log(4 / 3) * (2 * random.random() - 1))
@@ -102,7 +135,32 @@ def random_crop(
     else:
         height, width = min(H, max(1, round(W / (3 / 4)))), min(W, max(1, round(H * (4 / 3))))
         top, left = (H - height) // 2, (W - width) // 2
-    return resize(image[top : top + height, left : left + width], size, size)
+    return Crop(top, left, height, width, H, W)
+
+
+def cut(image: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
+    """Return a crop of an image, resized to (3, size, size) uint8.
+
+    The image can be smaller than that of the crop, whose sides are then rounded to its pixels.
+    """
+    H, W = image.shape[:2]
+    if (H, W) == (crop.of_height, crop.of_width):
+        image = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return resize(image, size, size)
+    rows = fitted(crop.top, crop.height, H / crop.of_height)
+    columns = fitted(crop.left, crop.width, W / crop.of_width)
+    return resize(image[rows, columns], size, size, REDUCED_FILTER)
+
+
+def fitted(start: int, length: int, scale: float) -> slice:
+    """Return the pixels of an interval of an image in a copy of `scale` times its side."""
+    return slice(round(start * scale), round((start + length) * scale))
+
+
+def divisor(crops: Iterable[Crop], size: int) -> int:
+    """Return the largest of DIVISORS that leaves each crop REDUCED_SIDES times its view's sides."""
+    shortest = min(min(crop.height, crop.width) for crop in crops)
+    return max(each for each in DIVISORS if each == 1 or shortest >= each * REDUCED_SIDES * size)
 
 
 class CentreView:
@@ -131,14 +189,14 @@ class CentreView:
 View = Callable[[np.ndarray, np.random.Generator], torch.Tensor]
 
 
-def resize(image: np.ndarray, height: int, width: int) -> torch.Tensor:
+def resize(image: np.ndarray, height: int, width: int, mode: str = "bilinear") -> torch.Tensor:
     """Return an image (H, W, 3) uint8, resized to (3, height, width).
 
-    Bilinear and antialiased, equal to PIL's result except for rounding.
+    Antialiased, and equal to PIL's result in this mode except for rounding.
     """
     # torch detects channels last from these strides.
     batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch, (height, width), mode=mode, antialias=True)[0]
 
 
 def pixels(image: np.ndarray) -> torch.Tensor:

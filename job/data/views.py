@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from job.data.augment import CentreView, RandomView, View
+from job.data.augment import CentreView, Crop, RandomView, View, cut, divisor, drawn_view
 from job.data.images import Images
 from job.data.randomness import counter
 
@@ -31,15 +31,22 @@ class RandomViews(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple:
         epoch, index = draw
-        image, _, bad = self.images.read(index)
-        random = np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
-        return *(self.draw(image, random) for _ in range(self.number)), bad
+        drawn: list[tuple[Crop, np.ndarray]] = []
 
-    def draw(self, image: np.ndarray, random: np.random.Generator) -> Any:
+        def reduction(height: int, width: int) -> int:
+            random = np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
+            drawn[:] = [self.view.draw(height, width, random) for _ in range(self.number)]
+            return divisor((crop for crop, _ in drawn), self.view.size)
+
+        image, _, bad = self.images.read(index, reduction)
+        return *(self.make(image, crop, appearance) for crop, appearance in drawn), bad
+
+    def make(self, image: np.ndarray, crop: Crop, appearance: np.ndarray) -> Any:
         """Return a view (3, H, W) uint8, or a crop (3, H, W) and its appearance (12,) float32."""
+        cropped = cut(image, crop, self.view.size)
         if self.rendered:
-            return self.view(image, random)
-        return self.view.crop(image, random), torch.from_numpy(self.view.appearance(random))
+            return drawn_view(cropped, appearance)
+        return cropped, torch.from_numpy(appearance)
 
 
 class OneView(Dataset):

@@ -89,6 +89,13 @@ def views(bench: Bench) -> dict:
     return bench.part("views.py", bench.photos, "--size", bench.size, "--repeats", bench.repeats)
 
 
+def images(bench: Bench) -> dict:
+    """The steps from a file to a batch, decoders of JPEGs, and loader processes' memory."""
+    processes = (1, 2) if bench.quick else (1, 16)
+    options = ("--size", bench.size, "--repeats", bench.repeats, "--processes", *processes)
+    return bench.part("images.py", bench.photos, *options)
+
+
 def scanning(bench: Bench) -> dict:
     """Scans of many files, and the memory of their loader processes."""
     files = (2000, 4000) if bench.quick else (100_000, 1_281_167)
@@ -247,7 +254,20 @@ def gpu(bench: Bench) -> dict:
     return figures
 
 
-ALL = (views, scanning, features, traffic, hops, matching, step, sync_norm, methods, scaling, gpu)
+ALL = (
+    views,
+    images,
+    scanning,
+    features,
+    traffic,
+    hops,
+    matching,
+    step,
+    sync_norm,
+    methods,
+    scaling,
+    gpu,
+)
 PARTS = {part.__name__: part for part in ALL}
 
 

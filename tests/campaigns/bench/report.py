@@ -21,6 +21,7 @@ PACKAGES = (
     "scipy",
     "pillow",
     "opencv-python-headless",
+    "simplejpeg",
     "ortools",
 )
 

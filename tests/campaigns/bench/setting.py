@@ -19,13 +19,13 @@ PHOTOS = 2 * BATCH  # in the folder of the step and the refresh
 PHOTO_SIZE = (500, 375)  # pixels, about ImageNet's average
 
 
-def write_photos(folder: Path, images: int) -> None:
+def write_photos(folder: Path, images: int, sides: tuple[int, int] = PHOTO_SIZE) -> None:
     """Write JPEGs with the spectrum of photographs: the same ones to train/ and to val/."""
     generator = np.random.default_rng(0)
     for number in range(images):
         coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         smooth = np.asarray(
-            Image.fromarray(coarse).resize(PHOTO_SIZE, Image.Resampling.BICUBIC), dtype=np.int16
+            Image.fromarray(coarse).resize(sides, Image.Resampling.BICUBIC), dtype=np.int16
         )
         noisy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
         for split in ("train", "val"):

@@ -1,8 +1,10 @@
 """Views, crops, resizing and the normalised input."""
 
 import colorsys
+import io
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,11 +24,17 @@ from job.data.augment import (
     STD,
     CentreView,
     ClassifierView,
+    Crop,
     RandomView,
+    cut,
+    divisor,
+    draw_crop,
+    drawn_view,
     normalize,
     random_crop,
     resize,
 )
+from job.data.images import read_image
 from job.data.render import render
 from pictures import noise, photo, plain, ramp
 
@@ -354,6 +362,114 @@ def test_resize_equals_pil_to_rounding(height, width):
         assert np.abs(difference).max() <= 2
         assert (np.abs(difference) > 1).mean() < 0.001
         assert np.abs(difference.mean()) < 0.02
+
+
+# Crops of reduced images.
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ((63, 900), 1),
+        ((64, 64), 2),
+        ((900, 127), 2),
+        ((128, 128), 4),
+        ((256, 300), 8),
+        ((9999,) * 2, 8),
+    ],
+)
+def test_divisor_leaves_twice_the_sides_of_a_view(sides, expected):
+    crop, large = Crop(0, 0, *sides, 10_000, 10_000), Crop(0, 0, 9000, 9000, 10_000, 10_000)
+    assert divisor([crop], 16) == divisor([large, crop], 16) == divisor(iter([crop, large]), 16)
+    assert divisor([crop], 16) == expected
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize(("height", "width"), [(800, 640), (801, 647)])
+def test_cut_of_a_reduced_image_is_at_its_place(factor, height, width):
+    """Up to a pixel of the reduced image, which is at most half a pixel of the view."""
+    image, random = photo(1, height, width), drawing()
+    small = cv2.resize(
+        image, (-(-width // factor), -(-height // factor)), interpolation=cv2.INTER_AREA
+    )
+    for _ in range(20):
+        crop = draw_crop(height, width, (0.2, 1.0), random)
+        size = min(crop.height, crop.width) // (2 * factor)
+        full, reduced = (cut(one, crop, size).float() for one in (image, small))
+        assert reduced.shape == (3, size, size)
+        aside = full.roll((size // 8, size // 8), (1, 2))
+        assert (reduced - full).abs().mean() < 0.5 * (aside - full).abs().mean()
+        assert (reduced - full).abs().mean() < 4
+
+
+def test_cut_of_a_reduced_image_shows_its_edges():
+    """The largest crop shows the last row and column, and no crop is empty."""
+    image = plain((0, 0, 0), 401, 403)
+    image[-4:], image[:, -4:] = 255, 255
+    small = cv2.resize(image, (101, 101), interpolation=cv2.INTER_AREA)
+    whole = cut(small, Crop(0, 0, 401, 403, 401, 403), 50)
+    assert whole[:, -1].min() > 60 and whole[:, :, -1].min() > 60 and whole[:, 5, 5].max() == 0
+
+
+def exact(image, size):
+    """Return an image averaged over the rectangles of a view's pixels, (size, size, 3) floats."""
+
+    def weights(length):
+        edges = np.linspace(0, length, size + 1)[:, None]
+        covered = np.clip(edges[1:], np.arange(length), np.arange(1, length + 1)) - np.clip(
+            edges[:-1], np.arange(length), np.arange(1, length + 1)
+        )
+        return covered / covered.sum(1, keepdims=True)
+
+    rows, columns = weights(image.shape[0]), weights(image.shape[1])
+    return np.einsum("ih,hwc,jw->ijc", rows, image.astype(float), columns, optimize=True)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_reduced_jpeg_is_as_close_to_exact_averages(factor):
+    """Views of a reduced JPEG are no further from exact averages than those of the full one."""
+    full_off, reduced_off = [], []
+    for seed in range(3):
+        buffer = io.BytesIO()
+        Image.fromarray(natural(seed, 640, 896)).save(buffer, "JPEG", quality=90)
+        full = read_image(buffer.getvalue())
+        small = read_image(buffer.getvalue(), lambda *_: factor)
+        for top, left, height, width in ((0, 0, 640, 896), (64, 128, 512, 512), (32, 8, 384, 448)):
+            size = height // (2 * factor)
+            crop = Crop(top, left, height, width, 640, 896)
+            expected = exact(full[top : top + height, left : left + width], size)
+            for off, image in ((full_off, full), (reduced_off, small)):
+                view = cut(image, crop, size).permute(1, 2, 0).numpy()
+                off.append(np.abs(view - expected).mean())
+    assert np.mean(reduced_off) <= np.mean(full_off)
+    assert all(a <= 1.1 * b for a, b in zip(reduced_off, full_off, strict=True))
+
+
+def natural(seed, height, width):
+    """Return a picture with the spectrum of photographs, with sharp edges and a little noise."""
+    random, scale, sides = np.random.default_rng(seed), 60.0, (3, 4)
+    image = np.full((height, width, 3), 128, dtype=np.float32)
+    while sides[0] <= height:
+        layer = random.standard_normal((*sides, 3)).astype(np.float32)
+        layer += 1.5 * layer.mean(2, keepdims=True)
+        image += scale * cv2.resize(layer, (width, height), interpolation=cv2.INTER_CUBIC)
+        sides, scale = (2 * sides[0], 2 * sides[1]), 0.6 * scale
+    image = (image + 2 * random.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
+    for _ in range(8):
+        centre = random.integers(width), random.integers(height)
+        colour = random.integers(0, 256, 3).tolist()
+        cv2.circle(image, list(map(int, centre)), int(random.integers(20, 90)), colour, -1)
+    return image
+
+
+def test_draw_is_what_a_view_draws():
+    """The crop and the appearance are those of a view, and as many numbers are drawn."""
+    view, image, one, two = RandomView(16, True), photo(0, 90, 120), drawing(), drawing()
+    for _ in range(20):
+        crop, row = view.draw(90, 120, one)
+        expected = view(image, two)
+        assert torch.equal(drawn_view(cut(image, crop, 16), row), expected)
+        assert one.bit_generator.state == two.bit_generator.state
 
 
 # The centre.

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile, features
+from PIL import Image, ImageCms, features
 
 from job.data import images as module
 from job.data.folders import scan
@@ -431,7 +432,9 @@ def test_unlimited_memory_demand_is_undecodable(with_broken, monkeypatch):
     monkeypatch.setattr(
         module,
         "decoded",
-        lambda content: decoded(content) if content[:1] == b"\x89" else bytearray(2**50),
+        lambda content, *more: (
+            decoded(content, *more) if content[:1] == b"\x89" else bytearray(2**50)
+        ),
     )
     image, _, bad = images.read(1)
     assert image[0, 0].tolist() == [2, 0, 0]
@@ -629,14 +632,114 @@ def test_large_jpeg_is_decoded_at_half_size(monkeypatch):
         float
     )
     monkeypatch.setattr(module, "PIXELS", 120_000)
-    sizes, load = [], ImageFile.ImageFile.load
+    sizes, decode = [], module.simplejpeg.decode_jpeg
     monkeypatch.setattr(
-        ImageFile.ImageFile, "load", lambda self: (sizes.append(self.size), load(self))[1]
+        module.simplejpeg,
+        "decode_jpeg",
+        lambda *arguments, **named: (sizes.append(named), decode(*arguments, **named))[1],
     )
     small = read_image(content)
-    assert set(sizes) == {(400, 300)}
+    assert sizes == [{"min_height": 300, "min_width": 400}]
     assert small.shape == (300, 400, 3)
     assert np.abs(small - expected).mean() < 2
+
+
+# JPEGs, which another decoder than PIL reads.
+
+JPEGS = {
+    "4:2:0": ("RGB", {}),
+    "4:2:2": ("RGB", {"subsampling": 1}),
+    "4:4:4": ("RGB", {"subsampling": 0}),
+    "quality 100": ("RGB", {"quality": 100}),
+    "quality 5": ("RGB", {"quality": 5}),
+    "progressive": ("RGB", {"progressive": True}),
+    "optimised": ("RGB", {"optimize": True}),
+    "restart markers": ("RGB", {"restart_marker_blocks": 4}),
+    "RGB": ("RGB", {"keep_rgb": True}),
+    "grey": ("L", {}),
+    "CMYK": ("CMYK", {}),
+}
+
+
+def noting(divisor):
+    """Return a reduction by `divisor`, and a list of the sides that it is shown."""
+    seen = []
+    return lambda *sides: (seen.append(sides), divisor)[1], seen
+
+
+def pil_pixels(content, divisor=1):
+    """Return a JPEG as PIL alone decodes it, (H, W, 3) uint8."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft(None, (image.width // divisor, image.height // divisor))
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("divisor", module.DIVISORS)
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_has_pil_s_pixels(kind, divisor):
+    mode, options = JPEGS[kind]
+    for sides in ((120, 90), (121, 91), (203, 64)):
+        content = encoded(Image.fromarray(photo(3, *sides)).convert(mode), "JPEG", **options)
+        reduction, seen = noting(divisor)
+        actual = read_image(content, reduction)
+        assert np.array_equal(actual, pil_pixels(content, divisor))
+        assert actual.shape == (*(math.ceil(side / divisor) for side in sides), 3)
+        assert set(seen) == {sides}
+
+
+def test_jpeg_is_not_decoded_by_pil(monkeypatch):
+    """Except where its colours differ."""
+    monkeypatch.setattr(module, "decoded_by_pil", lambda *_: "PIL")
+    by_pil = set()
+    for kind, (mode, options) in JPEGS.items():
+        content = encoded(Image.fromarray(photo(3)).convert(mode), "JPEG", **options)
+        if isinstance(read_image(content), str):
+            by_pil.add(kind)
+    assert by_pil == {"CMYK"}
+
+
+def test_damaged_jpeg_is_read_as_pil_does(capfd):
+    """Pixels and errors are PIL's, and the library prints nothing."""
+    content, draw = encoded(Image.fromarray(photo(4)), "JPEG"), random.Random(0)
+    kinds = set()
+    for _ in range(200):
+        start = draw.randrange(len(content))
+        damaged = with_bytes(content, start, draw.randbytes(draw.choice([1, 3])))
+        damaged = draw.choice([damaged, damaged, content[:start]])
+        try:
+            expected = pil_pixels(damaged)
+        except Exception as error:
+            kinds.add(type(error))
+            with pytest.raises(ValueError, match=re.escape(module.reason(error))):
+                read_image(damaged)
+        else:
+            kinds.add(None)
+            assert np.array_equal(read_image(damaged), expected)
+    assert len(kinds) > 1 and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF"])
+def test_other_formats_are_not_reduced(form):
+    content, (reduction, seen) = encoded(Image.fromarray(photo(3, 90, 120)), form), noting(2)
+    actual = read_image(content, reduction)
+    assert actual.shape == (90, 120, 3) and seen == [(90, 120)]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_very_large_image_shows_its_reduced_sides(form, monkeypatch):
+    content = encoded(large("RGB", (803, 601)), form)
+    monkeypatch.setattr(module, "PIXELS", 130_000)
+    for divisor, height in ((1, 301), (2, 151), (4, 76), (8, 76)):
+        reduction, seen = noting(divisor)
+        assert len(read_image(content, reduction)) == (height if form == "JPEG" else 301)
+        assert set(seen) == {(301, 402)}
+
+
+@pytest.mark.parametrize("all_bad", [False, True])
+def test_read_reduces_the_replacing_image(with_broken, all_bad):
+    images, (reduction, seen) = with_broken(3, range(3) if all_bad else {1}), noting(1)
+    image, _, _ = images.read(1, reduction)
+    assert seen[-1] == image.shape[:2] == ((32, 32) if all_bad else (4, 4))
 
 
 def test_pgm_of_16_bits_keeps_its_upper_8():

@@ -7,12 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from job.data import images as images_module
+from job.data import views as views_module
 from job.data.folders import scan
 from job.data.loader import Batches
 from job.data.views import CentreViews, OneView, RandomViews, collate
 from job.data.augment import CentreView, ClassifierView, RandomView
+from job.data.randomness import counter
 from job.data.render import render
 from batches import SIZE, same, write_numbered
+from pictures import photo
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,82 @@ def test_one_view_can_be_the_centre(images):
     views = OneView(images, CentreView(SIZE), 0)
     assert same(views[0, 3], views[5, 3])
     assert same(views[0, 3], CentreViews(images, SIZE)[3])
+
+
+# Large JPEGs, which are decoded at a fraction of their sides.
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder of six JPEGs of 480 x 360, and the same pixels as PNGs."""
+    root = tmp_path_factory.mktemp("large")
+    for form in ("jpg", "png"):
+        folder = root / form / "train" / "a"
+        folder.mkdir(parents=True)
+        for seed in range(6):
+            path = root / "jpg" / "train" / "a" / f"{seed}.jpg"
+            image = Image.open(path) if form == "png" else Image.fromarray(photo(seed, 360, 480))
+            image.save(folder / f"{seed}.{form}")
+    return [scan(str(root / form), "train") for form in ("jpg", "png")]
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_views_of_large_jpegs_have_the_same_draws(large, rendered, monkeypatch):
+    """PNGs, which are not reduced, show nearly the same views of the same pixels."""
+    shapes, cutting = [], views_module.cut
+    monkeypatch.setattr(
+        views_module,
+        "cut",
+        lambda image, *more: (shapes.append(image.shape), cutting(image, *more))[1],
+    )
+    jpegs, pngs = (RandomViews(each, RandomView(SIZE, True), 2, 0, rendered) for each in large)
+    for index in range(6):
+        reduced, full = jpegs[3, index], pngs[3, index]
+        for one, other in zip(reduced[:2], full[:2], strict=True):
+            if not rendered:
+                assert torch.equal(one[1], other[1])
+                one, other = one[0], other[0]
+            assert (one.float() - other.float()).abs().mean() < 8
+    assert {shape[0] for shape in shapes} > {360} and min(shapes) < (360,)
+
+
+def test_views_of_large_jpegs_are_functions_of_their_draws(large):
+    images, _ = large
+    views = RandomViews(images, RandomView(SIZE, True), 2, 5)
+    expected = [views[1, index] for index in range(6)]
+    again = RandomViews(images, RandomView(SIZE, True), 2, 5)
+    assert all(same(again[1, index], expected[index]) for index in reversed(range(6)))
+    draws = [[(1, 0), (1, 1), (1, 2)], [(1, 3), (1, 4), (1, 5)]]
+    both = list(Batches(again, draws, 2))
+    for number, (query, key, _) in enumerate(both):
+        for place in range(3):
+            item = expected[3 * number + place]
+            assert torch.equal(query[place], item[0]) and torch.equal(key[place], item[1])
+
+
+def test_views_of_a_large_jpeg_share_one_decode(large, monkeypatch):
+    images, _ = large
+    decoded, decode = [], images_module.simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        images_module.simplejpeg,
+        "decode_jpeg",
+        lambda *arguments, **named: (decoded.append(named), decode(*arguments, **named))[1],
+    )
+    RandomViews(images, RandomView(SIZE, True), 2, 0)[0, 0]
+    assert len(decoded) == 1
+
+
+def test_views_of_a_replaced_image_are_of_its_size(tmp_path):
+    """The draws of the image in its place."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(photo(0, 90, 120)).save(folder / "1.jpg")
+    (folder / "0.jpg").write_bytes((folder / "1.jpg").read_bytes()[:-100])
+    views = RandomViews(scan(str(tmp_path), "train", max_bad=1), RandomView(SIZE, True), 2, 0)
+    image = views.images.read(1)[0]
+    random = np.random.Generator(counter(0, "view", epoch=2, sample=0))
+    *actual, bad = views[2, 0]
+    assert len(bad) == 1 and same(actual, [views.view(image, random) for _ in range(2)])
 
 
 # Batches.
