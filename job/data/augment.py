@@ -28,9 +28,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in
 OPERATIONS, FACTORS, SIGMA, FLIP = slice(0, 5), slice(5, 10), 10, 11
 SATURATION, NONE = 2, -1  # with a factor of 0, saturation makes grey
 
-# A JPEG is decoded at a half, a quarter or an eighth of its sides if its crops then still have so
-# many times the sides of their views. A sharper filter makes up for the smoothing by the first
-# reduction: the views are closer to exact averages over squares than those of the full image.
+# A JPEG is decoded at a half, a quarter or an eighth of its sides if each of its crops then still
+# has this many times the sides of its view. The first reduction smooths, so the second uses a
+# sharper filter. The views are then as close to exact averages as those of the full image.
 REDUCED_SIDES, REDUCED_FILTER = 2, "bicubic"
 
 
@@ -141,7 +141,7 @@ def draw_crop(H: int, W: int, scale: tuple[float, float], random: np.random.Gene
 def cut(image: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
     """Return a crop of an image, resized to (3, size, size) uint8.
 
-    The image can be smaller than that of the crop, whose sides are then rounded to its pixels.
+    If the image is a reduced copy, the crop's edges are rounded to its pixels.
     """
     H, W = image.shape[:2]
     if (H, W) == (crop.of_height, crop.of_width):
@@ -153,7 +153,7 @@ def cut(image: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
 
 
 def fitted(start: int, length: int, scale: float) -> slice:
-    """Return the pixels of an interval of an image in a copy of `scale` times its side."""
+    """Return an interval of an image's pixels as pixels of a copy with `scale` times its side."""
     return slice(round(start * scale), round((start + length) * scale))
 
 

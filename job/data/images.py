@@ -25,8 +25,8 @@ PIXELS = 2**24
 JPEG = b"\xff\xd8\xff"  # its first bytes
 # libjpeg-turbo can divide the sides of a JPEG by these numbers as it decodes it.
 DIVISORS = (1, 2, 4, 8)
-# (height, width) of an image, in pixels -> one of DIVISORS. Each image is shown to it before it is
-# decoded, or at the latest when it is.
+# (height, width) of an image, in pixels -> one of DIVISORS. `read_image` calls it for each image,
+# and divides the sides of a JPEG by the result.
 Reduction = Callable[[int, int], int]
 BLACK = 32  # pixels, the sides of the image that replaces too many undecodable ones
 # Larger images are converted to RGB in strips of so many pixels: each conversion makes a copy.
@@ -173,7 +173,7 @@ class Images:
     def read(self, index: int, reduction: Reduction = whole) -> tuple[np.ndarray, int, list[str]]:
         """Return an image (H, W, 3) uint8, its label, and the undecodable files before it.
 
-        The last call of `reduction` is for this image, whose sides it divides if it is a JPEG.
+        The last call of `reduction` is for the returned image.
         The next decodable image replaces an undecodable one. If more than `max_bad` different files
         in a row are undecodable, or all are, the image is a black one, and the list ends the run.
         RunError: the file system or the memory fails. No image is replaced then, because that would
@@ -255,9 +255,9 @@ def decoded_jpeg(content: bytes, reduction: Reduction) -> np.ndarray | None:
 
 
 def jpeg_divisor(height: int, width: int, reduction: Reduction) -> int:
-    """Return the number by which the sides of a JPEG are divided: so that it has at most PIXELS.
+    """Return the divisor of a JPEG's sides, one of DIVISORS.
 
-    reduction: divides the result further.
+    Divided by its smallest value, the image has at most PIXELS. `reduction` multiplies that value.
     """
     sides = {each: (-(-height // each), -(-width // each)) for each in DIVISORS}
     first = next((each for each in DIVISORS if math.prod(sides[each]) <= PIXELS), DIVISORS[-1])

@@ -28,7 +28,9 @@ def saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Shift every pixel's hue by a fraction of the circle."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue 0..255
-    hsv[:, :, 0] += np.uint8(round(256 * shift) % 256)  # a byte wraps, as the circle does
+    row = np.zeros(image.shape[1:], dtype=np.uint8)
+    row[:, 0] = round(256 * shift) % 256
+    hsv += row  # a byte wraps, as the circle does. A whole row at a time is faster than a channel
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

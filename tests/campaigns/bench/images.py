@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import io
 import statistics
-import time
 from pathlib import Path
 
 import cv2
@@ -47,17 +46,6 @@ SIDES = {  # of JPEGs: width, height and number
 BATCH = 32  # images of a step of the loader processes
 REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED |= {1: 0, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
-
-
-def processor_times(tasks: dict, repeats: int) -> dict[str, list[float]]:
-    """Return the processor's seconds of each task, as setting.interleaved does for the clock."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats + 1):
-        for name, work in tasks.items():
-            start = time.process_time()
-            work()
-            times[name].append(time.process_time() - start)
-    return {name: values[1:] for name, values in times.items()}
 
 
 def milliseconds(times: dict[str, list[float]], images: int) -> dict[str, float]:
@@ -127,7 +115,9 @@ def steps(folder: Path, size: int, repeats: int) -> dict:
         "send": sending,
         "all": lambda: [views[0, index] for index in everything],
     }
-    figures = milliseconds(processor_times(tasks, repeats), len(images))
+    figures = milliseconds(
+        setting.interleaved(tasks, repeats, setting.processor_seconds), len(images)
+    )
     return {f"images_{name}_ms": value for name, value in figures.items()}
 
 
@@ -188,7 +178,7 @@ def decoding(contents: list[bytes], name: str, repeats: int) -> dict:
         for decoder, (decode, divisors) in decoders().items()
         for divisor in divisors
     }
-    times = processor_times(tasks, repeats)
+    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
     figures = {
         f"jpeg_{name}_{task}_ms": value
         for task, value in milliseconds(times, len(contents)).items()
@@ -216,7 +206,7 @@ def reducing(folder: Path, name: str, size: int, repeats: int) -> dict:
         "full": full,
         "pil": lambda: [floats[index] for _, index in everything],
     }
-    times = processor_times(tasks, repeats)
+    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
     return {
         f"views_{name}_ms": milliseconds(times, len(everything))["reduced"],
         f"views_{name}_over_full": setting.ratio(times["full"], times["reduced"]),

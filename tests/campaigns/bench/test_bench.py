@@ -22,6 +22,7 @@ sys.path.insert(0, str(BENCH))
 
 import baseline  # noqa: E402
 import bench  # noqa: E402
+import images  # noqa: E402
 import log_cost  # noqa: E402
 import methods  # noqa: E402
 import report  # noqa: E402
@@ -408,6 +409,30 @@ def test_is_stopped_from_stop_to_continue():
                     time.sleep(0.01)
         finally:
             process.kill()
+
+
+def test_images_measures_steps_decoders_and_memory(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "SIDES", {"500": (setting.PHOTO_SIZE, 2), "600": ((600, 450), 2)})
+    monkeypatch.setattr(images, "BATCH", 4)
+    argv = [str(tmp_path), str(recipe), *"--size 64 --repeats 1 --processes 1".split()]
+    monkeypatch.setattr(sys, "argv", ["images.py", *argv])
+    monkeypatch.setattr(setting, "pin", lambda: None)
+    images.main()
+    figures = json.loads((tmp_path / "images.json").read_text())
+    names = "read decode draw crop colours hue blur flip collate send all".split()
+    assert {f"images_{name}_ms" for name in names} < figures.keys()
+    assert min(figures.values()) > 0
+    assert figures["loaders_1_unique_bytes"] <= figures["loaders_1_resident_bytes"]
+    assert {"jpeg_500_simplejpeg_8_over_pil", "views_600_over_full"} <= figures.keys()
+
+
+@pytest.mark.parametrize("name", ["opencv", "simplejpeg"])
+def test_decoders_reduce_alike(recipe, name):
+    """Each decodes the same pixels at the same fraction of the sides."""
+    content = Path(setting.photos(recipe)[0]).read_bytes()
+    decode, divisors = images.decoders()[name]
+    for divisor in divisors:
+        assert np.array_equal(decode(content, divisor), images.by_pil(content, divisor))
 
 
 def test_scanning_measures_and_removes_its_links(recipe, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """Measure decoding and two views on one core: the project's and the baseline's.
 
 bench.py starts it: python views.py FOLDER PHOTOS. All read files on disk (in the system's cache),
-in turn, in one process with one thread. The baseline's loader returns normalised floats. Ours
-returns bytes, which the device normalises. To show the cost of this difference, the baseline is
-also measured without the floats.
+in turn, in one process with one thread. Times are of the processor. The baseline's loader returns
+normalised floats. Ours returns bytes, which the device normalises. To show the cost of this
+difference, the baseline is also measured without the floats.
 """
 
 import statistics
@@ -35,7 +35,7 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
         "pil_bytes": lambda: [pil_bytes[index] for index in everything],
         "decode_crop": lambda: [crops[0, index] for index in everything],
     }
-    times = setting.interleaved(tasks, repeats)
+    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
     rates = {name: len(paths) / statistics.median(values) for name, values in times.items()}
     return {
         "input_over_pil": setting.ratio(times["pil"], times["ours"]),
