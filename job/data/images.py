@@ -250,7 +250,7 @@ def decoded_jpeg(content: bytes, reduction: Reduction) -> np.ndarray | None:
         divisor = jpeg_divisor(height, width, reduction)
         sides = (0, 0) if divisor == 1 else (-(-height // divisor), -(-width // divisor))
         return simplejpeg.decode_jpeg(content, min_height=sides[0], min_width=sides[1])
-    except (ValueError, MemoryError):
+    except Exception:  # PIL decides whether it is the image's fault
         return None
 
 

@@ -332,6 +332,27 @@ def test_step_times_equal_the_bench_s():
     assert steps == ["1", *(shown[name] for name in ("mgd", "mgd", "gram", "disco"))]
 
 
+def test_input_figures_equal_the_bench_s():
+    page = pages.section("tests/campaigns/bench/README.md", "## Images")
+    record = re.search(r"\((results/[\w-]+\.json)\)", page)[1]
+    figures = json.loads((ROOT / "tests/campaigns/bench" / record).read_text())
+    shown = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|$", page, re.MULTILINE))
+    assert shown == {
+        name.removeprefix("images_").removesuffix("_ms"): f"{value:.3f}"
+        for name, value in figures.items()
+        if name.startswith("images_")
+    }
+    ratios = r"^\| ([\w, ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
+    rows = re.findall(ratios, page, re.MULTILINE)
+    for sides, column in zip((500, 2000, 4000), list(zip(*rows, strict=True))[1:], strict=True):
+        known = [
+            f"{value:.2f}"
+            for name, value in figures.items()
+            if re.fullmatch(rf"jpeg_{sides}_\w+_over_pil", name)
+        ]
+        assert len(column) > 9 and set(column) <= set(known)
+
+
 def test_readme_shows_the_demo_s_table():
     shown = pages.section("README.md", "## Demo")
     demo = (ROOT / "job/demo.sh").read_text()
