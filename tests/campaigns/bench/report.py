@@ -35,7 +35,7 @@ BARS = {
         0.01,
         "fraction of a step for journal, log, hints and TensorBoard's scalars",
     ),
-    "input_over_pil": (">=", 3.0, "two views on one core, images/s over PIL's"),
+    "input_over_pil": (">=", 4.0, "two views on one core, images/s over PIL's"),
     "decode_crop_images_per_s": (">=", 450, "only decoding and two crops, images/s on one core"),
     "scan_1281167_cpu_s": ("<=", 3.0, "a scan of ImageNet's 1,281,167 files, CPU seconds"),
     "loader_growth": ("<=", 1.1, "memory of a loader process, 1,281,167 files over 100,000"),
