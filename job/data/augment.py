@@ -114,7 +114,8 @@ def random_crop(
     image: np.ndarray, size: int, scale: tuple[float, float], random: np.random.Generator
 ) -> torch.Tensor:
     """Return a crop of random position and shape, resized to (3, size, size) uint8."""
-    return cut(image, draw_crop(*image.shape[:2], scale, random), size)
+    H, W = image.shape[:2]
+    return cut(image, draw_crop(H, W, scale, random), size)
 
 
 def draw_crop(H: int, W: int, scale: tuple[float, float], random: np.random.Generator) -> Crop:

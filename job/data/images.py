@@ -244,12 +244,13 @@ def decoded_jpeg(content: bytes, reduction: Reduction) -> np.ndarray | None:
     if not content.startswith(JPEG):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        *sides, colours, _ = simplejpeg.decode_jpeg_header(content)
+        height, width = map(int, sides)
         if colours not in ("YCbCr", "Gray", "RGB") or 4 * height * width > LARGEST:
             return None
         divisor = jpeg_divisor(height, width, reduction)
-        sides = (0, 0) if divisor == 1 else (-(-height // divisor), -(-width // divisor))
-        return simplejpeg.decode_jpeg(content, min_height=sides[0], min_width=sides[1])
+        least = (0, 0) if divisor == 1 else (-(-height // divisor), -(-width // divisor))
+        return simplejpeg.decode_jpeg(content, min_height=least[0], min_width=least[1])
     except Exception:  # PIL decides whether it is the image's fault
         return None
 
