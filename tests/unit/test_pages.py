@@ -16,6 +16,7 @@ from job.config import RETIRED, Config, LinearConfig, read_config
 from job.embed import EmbedConfig
 from job.errors import RunError
 from job.metrics import schema
+from job.study import demo
 from pages import PAGES, ROOT, WRITTEN, name
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -42,7 +43,7 @@ SCRIPTS = {
 SHELL = ". apt-get docker eval export git head mkdir podman sbatch srun sudo tail".split()
 SHELL += ["tensorboard", "wc"]
 # Starts of blocks that show output or a file's content, not commands.
-SHOWN = ("ResNet-18 ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
+SHOWN = ("k-NN ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
 # Files that a page proposes to its reader.
 PROPOSED = {
     (".github/CONTRIBUTING.md", "job/distill/cosine.py"),
@@ -355,12 +356,8 @@ def test_input_figures_equal_the_bench_s():
 
 def test_readme_shows_the_demo_s_table():
     shown = pages.section("README.md", "## Demo")
-    demo = (ROOT / "job/demo.sh").read_text()
-    header = re.search(r"\{'ResNet-18':22\}(.*)\"\)", demo)[1]
-    assert f"{'ResNet-18':22}{header}" in shown
-    rows = re.findall(r'"\w+": "([^"]*)"', re.search(r"rows = \{.*\}", demo)[0])
-    rows.append("(the ResNet-50 teacher)")
-    assert len(rows) == 4 and [row for row in rows if f"    {row} " not in shown] == []
+    titles = [network.title for network in demo.networks(ROOT)]
+    assert len(titles) == 4 and [title for title in titles if f"    {title} " not in shown] == []
 
 
 def test_pages_that_programs_name_exist():
