@@ -14,6 +14,8 @@ import pytest
 from disks import mount, unmount
 from jobs import REPO
 
+pytestmark = pytest.mark.short
+
 SCRIPT = """#!/bin/bash
 set -euo pipefail
 LOCAL={folder}/local
@@ -108,7 +110,6 @@ def pack(folder, path):
     return path
 
 
-@pytest.mark.short
 def test_archive_is_unpacked_once(stage, archives, images, tmp_path):
     """A requeue does not unpack it again. Both nodes are this machine and use the same files."""
     archive = archives("tar")
@@ -247,7 +248,6 @@ def test_checksum_errors_are_one_line(photos, tmp_path, text, problem):
     assert [path.name for path in (tmp_path / "local").iterdir()] == ["lock"]
 
 
-@pytest.mark.short
 def test_local_is_private(photos, tmp_path):
     done = on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/")
     assert done.returncode == 0
@@ -361,7 +361,6 @@ def test_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
     assert done.stdout == f"{folder}/data/photos\n"
 
 
-@pytest.mark.short
 def test_unused_version_is_replaced(photos, tmp_path):
     local = tmp_path / "local"
     kept = Path(shutil.copy(photos, tmp_path / "photos.tar-old.tar"))
@@ -405,7 +404,6 @@ def test_unreadable_files_become_readable(photos, tmp_path, kind):
     assert len(staged(local)) == 1 and staged(local) != [first]
 
 
-@pytest.mark.short
 def test_killed_staging_is_repeated(photos, tmp_path):
     """It is killed after unpacking. The archive has a file `.staged`, as earlier versions wrote."""
     (tmp_path / "photos/.staged").touch()
@@ -474,7 +472,6 @@ def test_owner_and_special_modes_of_tar_are_dropped(photos, tmp_path):
     assert status.st_mode & 0o7777 == 0o700
 
 
-@pytest.mark.short
 def test_two_jobs_unpack_an_archive_once(photos, tmp_path):
     (tmp_path / "local").mkdir(mode=0o700)
     environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
