@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from errors import refused
 from job.config import Config
 from job.distill.projector import EPS, Projector, Regression
 from maps import draw
+from mgd import blocks
 
 WIDTHS, CHANNELS, SIDES = {1: 3, 4: 5}, {1: 4, 4: 12}, {1: 6, 4: 2}
 STAGES = [1, 4]
@@ -62,7 +64,10 @@ def test_loss_equals_formula(stages, factor):
     assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_regression_gradients_are_exact():
+@pytest.mark.parametrize("numbers", [1, 9, 2**18])
+def test_regression_gradients_are_exact(numbers, monkeypatch):
+    """Also in blocks of one and two positions."""
+    monkeypatch.setattr(blocks, "NUMBERS", numbers)
     regression = Regression(3, 4).double()
     s, t = (torch.randn(7, width, dtype=torch.float64) for width in (3, 4))
 
@@ -72,6 +77,31 @@ def test_regression_gradients_are_exact():
 
     inputs = (s.requires_grad_(), regression.weight, regression.scale)
     assert torch.autograd.gradcheck(distance, inputs)
+
+
+def autograd(regression, features, targets):
+    """Return the loss of standardised targets by torch's own batch norm and convolution."""
+    projected = F.linear(features, regression.weight)
+    ours = F.batch_norm(projected, None, None, regression.scale, training=True, eps=EPS)
+    theirs = F.batch_norm(targets, None, None, training=True, eps=EPS)
+    return (ours - theirs).square().mean()
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_regression_differs_from_layers_by_rounding(offset, monkeypatch):
+    """Blocks of 20 positions, and channels whose mean is up to 3 deviations away from 0."""
+    monkeypatch.setattr(blocks, "NUMBERS", 20 * 24)
+    torch.manual_seed(0)
+    regression = Regression(8, 24)
+    nn.init.normal_(regression.scale)
+    features = (torch.randn(1000, 8) + offset).requires_grad_()
+    targets = torch.randn(1000, 24) + features.detach().repeat(1, 3) - offset
+    inputs = (features, *regression.parameters())
+    expected, actual = autograd(regression, features, targets), regression(features, targets)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = (torch.autograd.grad(each, inputs) for each in (actual, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
 def test_gradients_reach_student_and_projector():
@@ -139,6 +169,15 @@ def test_loss_is_float32_under_autocast():
     expected = loss(distiller, student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loss(distiller, student, teacher), expected)
+
+
+def test_bfloat16_targets_count_as_float32():
+    student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
+    rounded = {name: maps.bfloat16() for name, maps in teacher.items()}
+    exact = {name: maps.float() for name, maps in rounded.items()}
+    distiller = new()
+    expected = loss(distiller, student, exact).item()
+    assert loss(distiller, student, rounded).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_loss_refuses_other_map_size():
