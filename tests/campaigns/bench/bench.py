@@ -30,6 +30,8 @@ from turns import Job, launch
 HERE = Path(__file__).parent
 GPU_BATCH, GPU_STEPS = 128, 20  # images per GPU, steps per turn
 QUICK_BATCH, QUICK_STEPS = 8, 2  # the same with --quick
+# With --quick, only methods that together have all networks, and one and two views.
+QUICK_METHODS = ("disco", "simreg_without_contrast", "simsiam_mgd")
 # The bare passes of `bf16_compiled` use uncompiled networks.
 GPU_MODES = {
     "float32": (),
@@ -183,9 +185,17 @@ def sync_norm(bench: Bench) -> dict:
 
 
 def methods(bench: Bench) -> dict:
-    """The step of each framework and distiller over MoCo v2's without a teacher."""
+    """The step of each framework and distiller over its own passes, and over MoCo v2's step."""
     options = ("--size", bench.size, "--repeats", bench.repeats)
+    options += ("--methods", *QUICK_METHODS) if bench.quick else ()
     return bench.part("methods.py", bench.photos, *options)
+
+
+def cached(bench: Bench) -> dict:
+    """The teacher's pooled features read from a file, over those computed in each step."""
+    options = ("--size", bench.size, "--repeats", bench.repeats)
+    options += ("--rows", 1000) if bench.quick else ()
+    return bench.part("cached.py", bench.photos, *options)
 
 
 def scaling(bench: Bench) -> dict:
@@ -265,6 +275,7 @@ ALL = (
     step,
     sync_norm,
     methods,
+    cached,
     scaling,
     gpu,
 )

@@ -117,7 +117,7 @@ def steps(folder: Path, size: int, repeats: int) -> dict:
         "all": lambda: [views[0, index] for index in everything],
     }
     figures = milliseconds(
-        setting.interleaved(tasks, repeats, setting.processor_seconds), len(images)
+        setting.interleaved(tasks, repeats, setting.cpu_seconds), len(images)
     )
     return {f"images_{name}_ms": value for name, value in figures.items()}
 
@@ -179,7 +179,7 @@ def decoding(contents: list[bytes], name: str, repeats: int) -> dict:
         for decoder, (decode, divisors) in decoders().items()
         for divisor in divisors
     }
-    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
+    times = setting.interleaved(tasks, repeats, setting.cpu_seconds)
     figures = {
         f"jpeg_{name}_{task}_ms": value
         for task, value in milliseconds(times, len(contents)).items()
@@ -207,7 +207,7 @@ def reducing(folder: Path, name: str, size: int, repeats: int) -> dict:
         "full": full,
         "pil": lambda: [floats[index] for _, index in everything],
     }
-    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
+    times = setting.interleaved(tasks, repeats, setting.cpu_seconds)
     return {
         f"views_{name}_ms": milliseconds(times, len(everything))["reduced"],
         f"views_{name}_over_full": setting.ratio(times["full"], times["reduced"]),

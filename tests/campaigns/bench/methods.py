@@ -1,14 +1,15 @@
-"""Measure the step of each method over the step of MoCo v2 without a teacher, on one core.
+"""Measure the step of each method over its own bare passes, and over the step of MoCo v2 alone.
 
-bench.py starts it: python methods.py FOLDER PHOTOS. Networks, images and options are the bench's:
-ResNet-18 from ResNet-50. MGD as published needs the time of `mgd`, because another factor and other
-margins cost no time.
+bench.py starts it: python methods.py FOLDER PHOTOS. It runs on one core. Networks, images and
+options are the bench's: ResNet-18 from ResNet-50. MGD as published needs the time of `mgd`, because
+another factor and other margins cost no time. All times are the processor's.
 """
 
 import statistics
 
 import setting
 from job.engine.run import Run
+from passes import Passes
 from single_steps import Steps
 
 ALONE = "alone"
@@ -23,23 +24,38 @@ METHODS = {
     "disco": {"distill": ["disco"]},
     "mgd_gram": {"distill": ["mgd", "gram"]},
     "gram_without_contrast": {"framework": "none", "distill": ["gram"]},
+    "simreg_without_contrast": {"framework": "none", "distill": ["simreg"]},
     "simsiam": {"framework": "simsiam", "teacher": ""},
     "simsiam_mgd": {"framework": "simsiam"},
 }
 
 
+def measure(names: list[str], trainings: dict[str, Steps], repeats: int) -> dict[str, float]:
+    """Return the figures of methods, whose steps and passes are done in turn."""
+    tasks = {}
+    for name in names:
+        tasks |= {name: trainings[name].seconds, f"{name} passes": Passes(trainings[name].training)}
+    times = setting.interleaved(tasks, repeats, clock=setting.cpu_seconds)
+    figures = {f"method_{ALONE}_s": statistics.median(times[ALONE])}
+    for name in names:
+        passes = times[f"{name} passes"]
+        figures[f"method_{name}_over_passes"] = setting.ratio(times[name], passes)
+        if name != ALONE:
+            figures[f"method_{name}_over_{ALONE}"] = setting.ratio(times[name], times[ALONE])
+    return figures
+
+
 def main() -> None:
-    options = setting.repeating(__doc__, repeats=5).parse_args()
+    parser = setting.repeating(__doc__, repeats=5)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    options = parser.parse_args()
+    names = list(dict.fromkeys([ALONE, *options.methods]))
     setting.pin()
     with Run(str(options.folder / "methods"), 1) as run:
         trainings = {
-            name: Steps(options, run, setting.BATCH // 2, **more) for name, more in METHODS.items()
+            name: Steps(options, run, setting.BATCH // 2, **METHODS[name]) for name in names
         }
-        steps = {name: training.seconds for name, training in trainings.items()}
-        times = setting.interleaved(steps, options.repeats)
-    figures = {f"method_{ALONE}_s": statistics.median(times[ALONE])}
-    for name in [name for name in METHODS if name != ALONE]:
-        figures[f"method_{name}_over_{ALONE}"] = setting.ratio(times[name], times[ALONE])
+        figures = measure(names, trainings, options.repeats)
     setting.write_figures(options.folder, "methods", **figures)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from methods import METHODS
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
@@ -56,6 +58,10 @@ BARS = {
     "validate_over_bare": (">=", 0.9, "the same over validation"),
     "gpu_float32_step_over_passes": ("<=", 1.10, "on GPUs: a step over its passes"),
     "gpu_bf16_step_over_passes": ("<=", 1.10, "the same in bf16"),
+    **{
+        f"method_{name}_over_passes": ("<=", 1.10, f"{name}: a step over its passes, one core")
+        for name in METHODS
+    },
 }
 HOLDS = {
     "<=": lambda value, bar: value <= bar,

@@ -88,19 +88,19 @@ def seconds(work) -> float:
     return timed(work)[1]
 
 
-def processor_seconds(work) -> float:
-    """Return the processor's seconds of `work()`, without those of other processes."""
+def cpu_seconds(work) -> float:
+    """Return the seconds that all threads of this process compute in `work()`."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def interleaved(tasks: dict, repeats: int, measure=seconds) -> dict[str, list[float]]:
-    """Measure each task. All are done in turn `repeats` times, after a warm-up."""
+def interleaved(tasks: dict, repeats: int, clock=seconds) -> dict[str, list[float]]:
+    """Return the seconds of each task by a clock. All are done in turn, after a warm-up."""
     times = {name: [] for name in tasks}
     for _ in range(repeats + 1):
         for name, work in tasks.items():
-            times[name].append(measure(work))
+            times[name].append(clock(work))
     return {name: values[1:] for name, values in times.items()}
 
 

@@ -23,9 +23,8 @@ from job.engine.run import Run
 from job.position import START
 from job.train import train_epoch
 from job.build import build
-from job.data.augment import normalize
-from job.networks import build_resnet, with_features
 from log_cost import LogCost, journal
+from passes import Passes
 from turns import take_turns
 
 
@@ -50,7 +49,7 @@ class Ours:
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
         # Both are built after the first turn, which measures the steps' peak of memory.
-        self.passes = functools.cache(lambda: Passes(self))
+        self.passes = functools.cache(lambda: Passes(self.training))
         self.log_cost = functools.cache(lambda: LogCost(self.training, str(options.folder)))
 
     def turn(self) -> dict:
@@ -89,49 +88,6 @@ class Journal(TrainingJournal):
             "data_wait": step_seconds * self.records[-1]["data_wait"],
             **spent,
         }
-
-
-class Passes:
-    """The passes that every step needs, without loss and communication.
-
-    They are the student's forward and backward, and the forward of key encoder and teacher.
-    """
-
-    def __init__(self, ours: Ours):
-        config, run = ours.config, ours.run
-        B, device = run.own_batch(config.batch_size), run.device
-        self.autocast = functools.partial(run.autocast, config.precision)
-        on_gpu = device.type == "cuda"  # its fastest kernels are for channels last
-        layout = torch.channels_last if on_gpu else torch.preserve_format
-        to = {"device": device, "memory_format": layout}
-        net, key = (build_resnet(config.arch, config.moco_dim, config.mlp) for _ in range(2))
-        self.student, self.key = with_features(net, config.mgd_stages).to(**to), key.to(**to)
-        self.teacher = ours.training.distillation.networks.teacher.net
-        self.images = normalize(
-            torch.randint(
-                256, (B, 3, config.image_size, config.image_size), dtype=torch.uint8, device=device
-            )
-        )
-        self.gradient = torch.ones(B, config.moco_dim, device=device)
-
-    def __call__(self) -> dict[str, float]:
-        """Return the seconds of each network, and their sum."""
-        seconds = {
-            "student": setting.seconds(self.train),
-            "key": setting.seconds(lambda: self.forward(self.key)),
-            "teacher": setting.seconds(lambda: self.forward(self.teacher)),
-        }
-        return seconds | {"bare": sum(seconds.values())}
-
-    def train(self) -> None:
-        self.student.zero_grad()
-        with self.autocast():
-            encoded = self.student(self.images)
-        encoded["fc"].backward(self.gradient.to(encoded["fc"].dtype))
-
-    def forward(self, net) -> None:
-        with torch.no_grad(), self.autocast():
-            net(self.images)
 
 
 class Plain:

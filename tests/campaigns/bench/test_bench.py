@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -31,6 +33,8 @@ import scanning  # noqa: E402
 import setting  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
+from passes import Passes  # noqa: E402
+from single_steps import Steps  # noqa: E402
 from job.cluster import comm  # noqa: E402
 from job.config import Config  # noqa: E402
 from job.distill import DISTILLERS  # noqa: E402
@@ -117,9 +121,10 @@ def test_scale_reads_the_saved_figures(monkeypatch, tmp_path, capsys):
 
 def test_page_has_bars_and_latest_figures():
     latest = json.loads((BENCH / "results/latest.json").read_text())
-    page = (BENCH / "README.md").read_text()
+    page = (BENCH / "README.md").read_text().partition("## Methods")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
-    expected = {figure for figure in report.BARS if not figure.startswith("gpu_")}
+    elsewhere = ("gpu_", "method_")
+    expected = {figure for figure in report.BARS if not figure.startswith(elsewhere)}
     assert {figure for figure, _, _ in rows} == expected
     for figure, shown, bar in rows:
         sense, bound, _ = report.BARS[figure]
@@ -140,6 +145,39 @@ def test_methods_has_all_frameworks_and_distillers():
     assert {config.framework for config in configs} == FRAMEWORKS.keys()
     distillers = {name for config in configs if config.teacher for name in config.distill}
     assert distillers == DISTILLERS.keys()
+
+
+def calls(modules):
+    """Return a counter of the forward passes of modules, which grows from now on."""
+    counted = Counter()
+    for module in modules:
+        kind = type(module).__name__
+        module.register_forward_hook(lambda *_, kind=kind: counted.update([kind]))
+    return counted
+
+
+@pytest.mark.parametrize("name", ["mgd", *bench.QUICK_METHODS])
+def test_bare_passes_are_those_of_a_step(name, recipe, tmp_path):
+    """Each layer is used as often. Trained parameters get gradients, which are not the run's."""
+    options = SimpleNamespace(photos=recipe, size=32)
+    with Run(str(tmp_path / "run"), 1) as run:
+        steps = Steps(options, run, 4, **methods.METHODS[name])
+        training, bare = steps.training, Passes(steps.training)
+        teacher = training.distillation.networks.teacher.net
+        heads = [head for _, head in bare.heads]
+        own = [bare.student, bare.predictor, *heads, *(net for net, _ in bare.others.values())]
+        in_step = calls(layer for net in (training.trained, teacher) for layer in net.modules())
+        steps.seconds()
+        in_step, added = +in_step, [bucket.added for bucket in training.gradients.buckets]
+        in_passes = calls(layer for net in own for layer in net.modules())
+        seconds = bare()
+    layers = ("Conv2d", "Linear", "BatchNorm1d")
+    assert {kind: in_passes[kind] for kind in layers} == {kind: in_step[kind] for kind in layers}
+    assert seconds.keys() - {"key"} == {"student", "teacher", "bare"}
+    assert seconds["bare"] == pytest.approx(sum(seconds.values()) / 2)
+    trained = [value for net in own for value in net.parameters() if value.requires_grad]
+    assert all(value.grad is not None for value in trained)
+    assert added == [bucket.added for bucket in training.gradients.buckets]
 
 
 def test_ratio_is_the_median_over_turns():

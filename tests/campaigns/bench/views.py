@@ -35,7 +35,7 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
         "pil_bytes": lambda: [pil_bytes[index] for index in everything],
         "decode_crop": lambda: [crops[0, index] for index in everything],
     }
-    times = setting.interleaved(tasks, repeats, setting.processor_seconds)
+    times = setting.interleaved(tasks, repeats, setting.cpu_seconds)
     rates = {name: len(paths) / statistics.median(values) for name, values in times.items()}
     return {
         "input_over_pil": setting.ratio(times["pil"], times["ours"]),
