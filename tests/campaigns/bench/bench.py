@@ -186,14 +186,14 @@ def sync_norm(bench: Bench) -> dict:
 
 def methods(bench: Bench) -> dict:
     """The step of each framework and distiller over its own passes, and over MoCo v2's step."""
-    options = ("--size", bench.size, "--repeats", bench.repeats)
+    options = ("--size", bench.size, "--repeats", min(3, bench.repeats))
     options += ("--methods", *QUICK_METHODS) if bench.quick else ()
     return bench.part("methods.py", bench.photos, *options)
 
 
 def cached(bench: Bench) -> dict:
     """The teacher's pooled features read from a file, over those computed in each step."""
-    options = ("--size", bench.size, "--repeats", bench.repeats)
+    options = ("--size", bench.size, "--repeats", min(3, bench.repeats))
     options += ("--rows", 1000) if bench.quick else ()
     return bench.part("cached.py", bench.photos, *options)
 

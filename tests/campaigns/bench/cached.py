@@ -33,7 +33,7 @@ class Rows(nn.Module):
 
 
 def main() -> None:
-    parser = setting.repeating(__doc__, repeats=5)
+    parser = setting.repeating(__doc__, repeats=3)
     parser.add_argument("--rows", type=int, default=100_000, help="images in the file")
     options = parser.parse_args()
     setting.pin()

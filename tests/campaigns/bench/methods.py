@@ -46,7 +46,7 @@ def measure(names: list[str], trainings: dict[str, Steps], repeats: int) -> dict
 
 
 def main() -> None:
-    parser = setting.repeating(__doc__, repeats=5)
+    parser = setting.repeating(__doc__, repeats=3)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
     names = list(dict.fromkeys([ALONE, *options.methods]))
