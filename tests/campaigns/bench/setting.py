@@ -96,7 +96,10 @@ def cpu_seconds(work) -> float:
 
 
 def interleaved(tasks: dict, repeats: int, clock=seconds) -> dict[str, list[float]]:
-    """Return the seconds of each task by a clock. All are done in turn, after a warm-up."""
+    """Return the seconds of each task by `clock`.
+
+    All are done in turn `repeats` times, after a warm-up.
+    """
     times = {name: [] for name in tasks}
     for _ in range(repeats + 1):
         for name, work in tasks.items():
