@@ -28,6 +28,7 @@ from job.options import Common, Options
 
 K, TEMPERATURE = 200, 0.07
 BATCH = 64  # images at a time
+VOTING = 1024  # images whose votes are summed at a time
 Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
 
 
@@ -104,7 +105,7 @@ def counted(blocks: Iterable[Block], numbers: list) -> Iterator[Block]:
 @torch.no_grad()
 def extract(encoder: nn.Module, images: Images, config: Common, run: Run) -> Iterator[Block]:
     """Yield this worker's L2-normalised features (n, C) and labels (n,), -1 if undecodable."""
-    every = list(range(len(images)))
+    every = range(len(images))
     for inputs, labels in centre_crops(images, every, BATCH, config, run, f"k-NN, {images.root}"):
         with run.autocast(config.precision):
             features = encoder(inputs)["flatten"]
@@ -120,7 +121,7 @@ def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor,
     labels = torch.cat(
         [labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)]
     )
-    every = list(range(len(images)))
+    every = range(len(images))
     indices = [
         index
         for rank in range(run.size)
@@ -132,17 +133,22 @@ def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor,
 
 
 def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
-    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C).
+    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), in any order.
 
-    All cosines are never in memory at once.
+    All cosines are never in memory at once. A block replaces keys only in rows where one of its
+    cosines is not below the row's smallest. In a large bank, most blocks have few such rows.
     """
     best = to_keys(
         queries.new_full((len(queries), k), -torch.inf),
         torch.zeros(k, dtype=torch.long, device=queries.device),
     )
+    smallest = queries.new_full((len(queries),), -torch.inf)
     for features, labels in blocks:
-        cosines = (queries @ features.T).masked_fill(labels < 0, -torch.inf)  # (m, n)
-        best = torch.cat([best, to_keys(cosines, labels.clamp_min(0))], dim=1).topk(k, dim=1).values
+        cosines = (queries @ features.T).masked_fill_(labels < 0, -torch.inf)  # (m, n)
+        (rows,) = (cosines.amax(dim=1) < smallest).logical_not().nonzero(as_tuple=True)
+        keys = torch.cat([best[rows], to_keys(cosines[rows], labels.clamp_min(0))], dim=1)
+        best[rows] = keys = keys.topk(k, dim=1, sorted=False).values
+        smallest[rows] = from_keys(keys.amin(dim=1))[0]
     return best
 
 
@@ -180,6 +186,11 @@ def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
 
 def vote(keys: torch.Tensor, k: int, classes: int) -> torch.Tensor:
     """Return the label (m,) with most votes of the k largest of the keys (m, n)."""
+    return torch.cat([most_votes(some, k, classes) for some in keys.split(VOTING)])
+
+
+def most_votes(keys: torch.Tensor, k: int, classes: int) -> torch.Tensor:
+    """Return the labels of `vote`, with memory for a sum of each image and class."""
     cosines, labels = from_keys(keys.topk(k, dim=1).values)
     weights = (cosines.double() / TEMPERATURE).exp()
     return weights.new_zeros(len(cosines), classes).scatter_add_(1, labels, weights).argmax(1)

@@ -70,6 +70,41 @@ def test_nearest_ignores_undecodable_images():
     assert torch.equal(predictions(bank, torch.where(without, labels, -1), bank, k=5), expected)
 
 
+def test_nearest_of_a_large_bank_equals_a_sort_of_all():
+    """Most blocks change few rows."""
+    bank, labels = random_set(3000, 50, seed=1)
+    queries, _ = random_set(20, 5, seed=2)
+    bank, labels = torch.cat([bank, bank]), torch.cat([labels, labels.flip(0)])
+    labels[::7] = -1
+    blocks = list(zip(bank.split(64), labels.split(64), strict=True))
+    cosines = torch.cat([queries @ features.T for features, _ in blocks], dim=1)
+    every = to_keys(cosines.masked_fill(labels < 0, -torch.inf), labels.clamp_min(0))
+    found = nearest(queries, blocks, k=30).sort(descending=True).values
+    assert torch.equal(found, every.topk(30).values)
+
+
+def test_nearest_replaces_an_equal_by_a_smaller_label():
+    one = torch.tensor([[1.0, 0.0]])
+    for labels in ([2, 1], [1, 2]):
+        blocks = [(one, torch.tensor([label])) for label in labels]
+        assert from_keys(nearest(one, blocks, k=1))[1].tolist() == [[1]]
+
+
+def test_nearest_keeps_not_a_number():
+    """Otherwise a broken network would look like one with far features."""
+    bank, labels = random_set(200, 3, seed=1)
+    blocks = [(bank[:150], labels[:150]), (torch.full_like(bank[150:], torch.nan), labels[150:])]
+    cosines, _ = from_keys(nearest(bank[:4], blocks, k=5))
+    assert cosines.isnan().all()
+
+
+def test_vote_of_many_images_equals_each_alone():
+    cosines = random_set(knn.VOTING + 9, 2, dim=7)[0]
+    keys = to_keys(cosines, torch.tensor([0, 1, 2, 0, 1, 2, 1]))
+    alone = torch.cat([vote(row, 5, 3) for row in keys.split(1)])
+    assert torch.equal(vote(keys, 5, 3), alone) and len(alone.unique()) == 3
+
+
 def test_nearest_of_equals_keeps_smaller_labels():
     """Otherwise copies of an image in two classes would depend on the workers that have them."""
     cosines, labels = torch.tensor([[0.5, 0.5, 0.5, 0.9]]), torch.tensor([2, 0, 1, 3])
