@@ -246,7 +246,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     """
     config, run = parts.config, parts.run
     mine: dict[str, torch.Tensor | float] = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
-    every = list(range(len(parts.val)))
+    every = range(len(parts.val))
     for inputs, labels in centre_crops(parts.val, every, BATCH, config, run, "validating"):
         with run.autocast(config.precision):
             features = parts.encoder(inputs)["flatten"].float()

@@ -246,6 +246,6 @@ class TrainingOrder:
                 yield [(epoch, int(index)) for index in order[first : first + batch]]
 
 
-def every_nth_batch(images: list[int], batch: int, rank: int, size: int) -> list[list[int]]:
+def every_nth_batch(images: Sequence[int], batch: int, rank: int, size: int) -> list[Sequence[int]]:
     """Return the batches of worker `rank` of `size`. Their content does not depend on `size`."""
     return [images[first : first + batch] for first in range(0, len(images), batch)][rank::size]

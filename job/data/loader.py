@@ -6,7 +6,7 @@ If one fails, the run ends with one line that names the cause and the file.
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -50,7 +50,7 @@ class Batches:
     def __init__(
         self,
         views: Views,
-        draws: Iterable[list],
+        draws: Iterable[Sequence],
         processes: int,
         pin: bool = False,
         stop: Stop | None = None,
@@ -66,7 +66,7 @@ class Batches:
         try:
             loader = DataLoader(
                 Tasks(views, self.reading, packed=processes > 0),
-                batch_sampler=draws,
+                batch_sampler=draws,  # type: ignore[arg-type]  # ranges are fetched as lists are
                 num_workers=processes,
                 multiprocessing_context=start_fork_server() if processes else None,
                 worker_init_fn=begin,

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,7 +116,7 @@ class Tasks(Dataset):
             self.shared.images = shared(self.views.images, (Images, Names))
         return self.__dict__ | {"views": self.shared, "shared": None}
 
-    def __getitems__(self, draws: list) -> Any:
+    def __getitems__(self, draws: Sequence) -> Any:
         images, process = self.views.images, get_worker_info()
         row = self.reading.rows[process.id if process else 0]
         row[0], images.reading = os.getpid(), row[1:]

@@ -4,7 +4,7 @@ A signal to any worker stops all of them after the same batch.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ BATCH = 32  # images that a distiller measures at a time, for any number of work
 
 def centre_crops(
     images: Images,
-    chosen: list[int],
+    chosen: Sequence[int],
     batch: int,
     config: Common,
     run: Run,

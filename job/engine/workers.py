@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
@@ -110,7 +110,7 @@ class Workers:
         own = f"rank {self.rank} on {task.node()}: " if self.rank else ""
         self.remark("warning", id, f"{own}{text}")
 
-    def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
+    def batches(self, views: Views, draws: Iterable[Sequence], processes: int) -> Batches:
         """Return an iterator over batches on the CPU.
 
         draws: the indices of `views` in each batch. processes: that load images.

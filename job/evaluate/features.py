@@ -61,7 +61,7 @@ class Pass:
         """
         mine = groups[self.run.rank :: self.run.size]
         views = MarkedCrops(images, self.image_size)
-        batches = self.run.batches(views, [list(group) for group in mine], self.loaders)
+        batches = self.run.batches(views, mine, self.loaders)
         for done in self.run.rounds(-(-len(groups) // self.run.size)):
             computed = []
             if done <= len(mine):  # a worker can have one group less than rank 0
