@@ -1,5 +1,6 @@
 """Lists of images: a text file with a path a line."""
 
+import io
 import os
 
 from job.data.image_files import ImageList
@@ -28,8 +29,9 @@ def read_list(path: str, max_bad: int = 0) -> ImageList:
     names: dict[str, set[str]] = {}
     for folder, name in (split(line) for _, line in lines):
         names.setdefault(folder, set()).add(name)
-    files = {folder: files_in(os.path.join(base, folder), some) for folder, some in names.items()}
-    missing = [item for item in lines if not is_among(files, item[1])]
+    for folder, some in names.items():
+        some -= files_in(os.path.join(base, folder), some)  # the missing ones remain
+    missing = [item for item in lines if is_among(names, item[1])]
     if missing:
         number, line = missing[0]
         raise RunError(
@@ -53,7 +55,7 @@ def listed(path: str) -> list[tuple[int, str]]:
         advice = ". Put a tar file into a folder: python -m job.pack --index FOLDER"
         tar = path.lower().endswith((".tar", ".tar.gz", ".tgz"))
         raise RunError(f"{path} is not a text file; expected {EXPECTED}{advice if tar else ''}")
-    lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    lines = io.BytesIO(content.removeprefix(BYTE_ORDER_MARK))
     numbered = enumerate((os.fsdecode(line.strip()) for line in lines), 1)
     return [(number, line) for number, line in numbered if line and line[0] != "#"]
 
@@ -73,10 +75,10 @@ def files_in(folder: str, names: set[str]) -> set[str]:
         refuse(error)
 
 
-def is_among(files: dict[str, set[str]], path: str) -> bool:
-    """Return whether a path is one of the files, {folder with a slash behind it: names}."""
+def is_among(names: dict[str, set[str]], path: str) -> bool:
+    """Return whether a path is one of {folder with a slash behind it: names}."""
     folder, name = split(path)
-    return name in files[folder]
+    return name in names[folder]
 
 
 def split(path: str) -> tuple[str, str]:
