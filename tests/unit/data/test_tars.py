@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from job.data.selection import Selection
-from job.data.tars import read_shard, write_shard
+from job.data.tars import Member, read_shard, write_shard
 from job.errors import RunError
 from pictures import photo
 
@@ -147,6 +147,38 @@ def test_read_shard_of_tar(tmp_path, form):
     assert members_of(tmp_path / "0.tar", shard) == [
         (f"./{long}/{k}.jpg", label, content) for k, _, label, content in IMAGES
     ]
+
+
+HEADERS = {
+    "short": {"name": "n01/1.JPEG", "size": 8**7 + 1},
+    "empty": {"name": "1.cls"},
+    "bytes": {"name": "caf\udce9.png", "size": 5},
+    "longest": {"name": "n" * 100},
+    "prefix": {"name": f"{'a' * 90}/{'b' * 90}.png", "size": 9},
+    "large": {"name": "1.png", "size": 8**11 + 7},
+    "v7": {"name": "1.png", "type": tarfile.AREGTYPE},
+    "folder": {"name": "n01", "type": tarfile.DIRTYPE},
+    "link": {"name": "1.png", "type": tarfile.LNKTYPE, "linkname": "2.png"},
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_member_equals_tarfile_s(kind):
+    written = tarfile.TarInfo()
+    for attribute, value in HEADERS[kind].items():
+        setattr(written, attribute, value)
+    form = tarfile.USTAR_FORMAT if kind == "prefix" else tarfile.GNU_FORMAT
+    header = written.tobuf(form, "utf-8", "surrogateescape")
+    with tarfile.open(fileobj=io.BytesIO(header), mode="r:", tarinfo=Member) as tar:
+        read, end = tar.firstmember, tar.offset
+    with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
+        expected, expected_end = tar.firstmember, tar.offset
+    for name in ("name", "size", "type", "linkname", "offset", "offset_data"):
+        assert getattr(read, name) == getattr(expected, name)
+    assert end == expected_end
+    damaged = header[:3] + bytes([header[3] ^ 1]) + header[4:]
+    with pytest.raises(tarfile.ReadError):
+        tarfile.open(fileobj=io.BytesIO(damaged), mode="r:", tarinfo=Member)
 
 
 def test_read_shard_in_any_order_and_case(tmp_path):
