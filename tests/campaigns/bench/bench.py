@@ -1,4 +1,4 @@
-"""Measure the speed and memory of the job. `make bench` needs about 12 minutes on two cores.
+"""Measure the speed and memory of the job. `make bench` needs about 15 minutes on two cores.
 
     python tests/campaigns/bench/bench.py [--quick] [--only PART ...]
 
@@ -103,6 +103,14 @@ def scanning(bench: Bench) -> dict:
     files = (2000, 4000) if bench.quick else (100_000, 1_281_167)
     options = ("--repeats", min(3, bench.repeats), "--files", *files)
     return bench.part("scanning.py", bench.photos, *options)
+
+
+def imagenet(bench: Bench) -> dict:
+    """All work on ImageNet's 1,281,167 images that decodes none of them."""
+    sizes = (2000, 2, 20) if bench.quick else (1_281_167, 16, 160)
+    names = ("--files", "--loaders", "--queries")
+    options = [each for pair in zip(names, sizes, strict=True) for each in pair]
+    return bench.part("imagenet.py", bench.photos, *options)
 
 
 def features(bench: Bench) -> dict:
@@ -268,6 +276,7 @@ ALL = (
     views,
     images,
     scanning,
+    imagenet,
     features,
     traffic,
     hops,

@@ -41,6 +41,14 @@ BARS = {
     "decode_crop_images_per_s": (">=", 450, "only decoding and two crops, images/s on one core"),
     "scan_1281167_cpu_s": ("<=", 3.0, "a scan of ImageNet's 1,281,167 files, CPU seconds"),
     "loader_growth": ("<=", 1.1, "memory of a loader process, 1,281,167 files over 100,000"),
+    "imagenet_slowest_cpu_s": (
+        "<=",
+        60,
+        "the slowest work on as many images, CPU seconds",
+    ),
+    "imagenet_largest_gb": ("<=", 2.0, "memory of the largest of these, GB"),
+    "imagenet_knn_2048_over_products": ("<=", 1.6, "k-NN over its bare products, ResNet-50"),
+    "imagenet_knn_512_over_products": ("<=", 2.2, "the same, ResNet-18"),
     "refresh_over_baseline": (
         ">=",
         2.6,

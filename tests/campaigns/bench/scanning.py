@@ -1,10 +1,11 @@
 """Measure a scan of many files, and the memory that loader processes need for their names.
 
 bench.py starts it: python scanning.py FOLDER PHOTOS --files 100000 1281167. The files are in 1,000
-class folders. A class's files are hard links to one photograph. Seconds are medians, of the clock
-and of the CPU. A plain walk by os.scandir is measured for comparison. `first_batch_s` is the time
-from the scan's end to the first batch of two loader processes. `loader_bytes` is the private memory
-of one loader process, without the memory that it shares with its worker.
+class folders, which stay in FOLDER. A class's files are hard links to one photograph. Seconds are
+medians, of the clock and of the CPU. A plain walk by os.scandir is measured for comparison.
+`first_batch_s` is the time from the scan's end to the first batch of two loader processes.
+`loader_bytes` is the private memory of one loader process, without the memory that it shares with
+its worker.
 """
 
 import os
@@ -25,15 +26,22 @@ from job.data.views import RandomViews
 CLASSES, BATCH, PROCESSES = 1000, 64, 2
 
 
-def write_links(root: Path, photo: Path, files: int) -> None:
-    """Write `files` files to root/train/<class>/. A class's files link to one copy of `photo`."""
+def links(folder: Path, photo: str, files: int) -> Path:
+    """Return a folder with `files` files in train/<class>/, which other parts use too.
+
+    A class's files link to one copy of `photo`.
+    """
+    root = folder / f"links{files}"
+    if root.exists():
+        return root
     for label in range(CLASSES):
-        folder = root / "train" / f"n{label:08d}"
-        folder.mkdir(parents=True)
-        names = [f"{folder}/n{label:08d}_{number}.JPEG" for number in range(label, files, CLASSES)]
+        own = root / "train" / f"n{label:08d}"
+        own.mkdir(parents=True)
+        names = [f"{own}/n{label:08d}_{number}.JPEG" for number in range(label, files, CLASSES)]
         shutil.copy(photo, names[0])
         for name in names[1:]:
             os.link(names[0], name)
+    return root
 
 
 def walk(folder: str) -> int:
@@ -73,23 +81,19 @@ def first_batch(images) -> tuple[float, float]:
     return seconds, statistics.mean(held)
 
 
-def measure(folder: Path, photo: Path, files: list[int], repeats: int) -> dict:
+def measure(folder: Path, photo: str, files: list[int], repeats: int) -> dict:
     """Return the figures of each number of files."""
     figures: dict[str, float] = {}
     for count in files:
-        root = folder / f"links{count}"
-        try:
-            write_links(root, photo, count)
-            walks, scans, used = [], [], []
-            for _ in range(repeats):
-                walks.append(timed(walk, str(root))[0])
-                seconds, cpu, images = timed(scan, str(root), "train")
-                scans.append(seconds)
-                used.append(cpu)
-            assert len(images) == count
-            seconds, held = first_batch(images)
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
+        root = links(folder, photo, count)
+        walks, scans, used = [], [], []
+        for _ in range(repeats):
+            walks.append(timed(walk, str(root))[0])
+            seconds, cpu, images = timed(scan, str(root), "train")
+            scans.append(seconds)
+            used.append(cpu)
+        assert len(images) == count
+        seconds, held = first_batch(images)
         figures |= {
             f"walk_{count}_s": statistics.median(walks),
             f"scan_{count}_s": statistics.median(scans),

@@ -25,6 +25,7 @@ sys.path.insert(0, str(BENCH))
 import baseline  # noqa: E402
 import bench  # noqa: E402
 import images  # noqa: E402
+import imagenet  # noqa: E402
 import log_cost  # noqa: E402
 import methods  # noqa: E402
 import report  # noqa: E402
@@ -473,10 +474,30 @@ def test_decoders_reduce_alike(recipe, name):
         assert np.array_equal(decode(content, divisor), images.by_pil(content, divisor))
 
 
-def test_scanning_measures_and_removes_its_links(recipe, tmp_path, monkeypatch):
+def test_scanning_measures_its_links(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(scanning, "CLASSES", 2)
     monkeypatch.setattr(scanning, "BATCH", 4)
     photo = setting.photos(recipe)[0]
     figures = scanning.measure(tmp_path, photo, [8, 16], 1)
     assert min(figures.values()) > 0 and len(figures) == 11
-    assert list(tmp_path.iterdir()) == []
+    root = scanning.links(tmp_path, photo, 16)
+    assert sum(len(files) for _, _, files in os.walk(root)) == 16
+
+
+def test_imagenet_measures_all_tasks(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "CLASSES", 2)
+    given = imagenet.Setting(tmp_path, setting.photos(recipe)[0], 400, loaders=1, queries=3)
+    figures = imagenet.measure(given, list(imagenet.TASKS))
+    for name in imagenet.TASKS:
+        assert figures[f"imagenet_{name}_s"] > 0 and figures[f"imagenet_{name}_bytes"] >= 0
+    searching = [name for name in figures if name.endswith(("_over_products", "_core_hours"))]
+    assert len(searching) == 4 and all(figures[name] > 0 for name in searching)
+    assert figures["imagenet_slowest"] == "first_batch"  # it starts processes
+
+
+def test_imagenet_names_a_failing_task(recipe, tmp_path, monkeypatch):
+    def failing(given):
+        raise ValueError("no images")
+
+    with pytest.raises(RuntimeError, match="the task failing has failed"):
+        imagenet.measured(failing, None)
