@@ -116,9 +116,7 @@ def steps(folder: Path, size: int, repeats: int) -> dict:
         "send": sending,
         "all": lambda: [views[0, index] for index in everything],
     }
-    figures = milliseconds(
-        setting.interleaved(tasks, repeats, setting.cpu_seconds), len(images)
-    )
+    figures = milliseconds(setting.interleaved(tasks, repeats, setting.cpu_seconds), len(images))
     return {f"images_{name}_ms": value for name, value in figures.items()}
 
 
