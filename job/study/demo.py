@@ -206,8 +206,8 @@ def show(process: subprocess.Popen[str], until: str = "") -> bool:
 
 def training_processes(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the workers that a launcher has started."""
-    processes = psutil.Process(launcher.pid).children(recursive=True)
-    return [process for process in processes if process.cmdline()[1:3] == ["-m", "job.train"]]
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return [each for each in children if each.cmdline()[1:3] == ["-m", "job.train"]]
 
 
 def accuracies(folder: Path, listed: list[Network]) -> dict[str, dict[str, float]]:

@@ -10,11 +10,11 @@ SMALL = "--image-size 8 --epochs 3 --batch-size 8 --moco-k 16 --knn-every 3".spl
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """The folder and the output of a demo with 4 images of a class."""
+    """The folder and the output of a demo with 20 images of a class."""
     folder = tmp_path_factory.mktemp("demo")
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "MOST", 4)
+        patch.setattr(demo, "MOST", 20)
         patch.setattr(demo, "IMAGES", folder / "mnist")
         patch.setattr(demo, "say", lines.append)
         networks = demo.networks(folder / "runs")
@@ -27,10 +27,10 @@ def shown(tmp_path_factory):
 def test_killed_run_is_resumed_to_its_end(shown):
     folder, lines = shown
     starts = of_kind(folder / "mgd", "start")
-    assert len(starts) == 2 and starts[-1]["seed"] == 3
+    assert len(starts) == 2 and starts[-1]["options"]["seed"] == 3
     killed = next(number for number, line in enumerate(lines) if "kill -9" in line)
     assert lines[killed - 1].startswith(demo.KILL_AT)
-    assert any("resumed" in line for line in lines[killed:])
+    assert any("resuming from" in line for line in lines[killed:])
     assert (folder / "mgd" / "complete").exists()
 
 

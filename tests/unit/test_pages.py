@@ -42,6 +42,8 @@ SCRIPTS = {
 }
 SHELL = ". apt-get docker eval export git head mkdir podman sbatch srun sudo tail".split()
 SHELL += ["tensorboard", "wc"]
+DEMO = ROOT / "job/study/results/2026-11-30-demo.json"
+ORDER = ("untrained", "alone", "mgd", "teacher")  # of the demo's networks, by accuracy
 # Starts of blocks that show output or a file's content, not commands.
 SHOWN = ("k-NN ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
 # Files that a page proposes to its reader.
@@ -363,9 +365,19 @@ def test_input_figures_equal_the_bench_s():
 
 
 def test_readme_shows_the_demo_s_table():
+    record = json.loads(DEMO.read_text())["runs"][0]
+    lines = demo.table(demo.networks(ROOT), record["accuracies"])
     shown = pages.section("README.md", "## Demo")
-    titles = [network.title for network in demo.networks(ROOT)]
-    assert len(titles) == 4 and [title for title in titles if f"    {title} " not in shown] == []
+    assert "".join(f"    {line}\n" for line in lines) in shown
+
+
+def test_demo_has_the_same_order_with_each_seed():
+    runs = json.loads(DEMO.read_text())["runs"]
+    assert [each["seed"] for each in runs] == [0, 1]
+    for each in runs:
+        for measure in ("knn", "linear"):
+            order = [each["accuracies"][name][measure] for name in ORDER]
+            assert order == sorted(order) and len(set(order)) == 4
 
 
 def test_pages_that_programs_name_exist():
