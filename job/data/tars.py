@@ -20,6 +20,7 @@ from job.files import whole_file
 
 MAX_CLASSES = 2**20  # a larger label is not the number of a class
 MAX_LINKS = 40  # from one to the next, as in Linux
+LARGEST = 2**43  # bytes of a tar file. ext4 has no larger files, and refuses to seek there
 # Fields of a tar file's header, and the first byte of its names' prefix (POSIX ustar).
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 TYPE, PREFIX = slice(156, 157), slice(345, 346)
@@ -49,14 +50,24 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """Return the next member of an open tar file."""
+        """Return the next member of an open tar file. HeaderError: there is none, or it is damaged.
+
+        Some releases of tarfile follow a negative size back, without end.
+        """
         start = tar.fileobj.tell()
         member = cls.regular(tar.fileobj.read(tarfile.BLOCKSIZE), tar)
         if member is None:
             tar.fileobj.seek(start)
-            return super().fromtarfile(tar)
-        member.offset, member.offset_data = start, start + tarfile.BLOCKSIZE
-        tar.offset = member.offset_data - -member.size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            try:
+                member = super().fromtarfile(tar)
+            except (ValueError, OverflowError, MemoryError) as error:  # of an impossible size
+                raise tarfile.InvalidHeaderError(str(error)) from None
+        else:
+            member.offset, member.offset_data = start, start + tarfile.BLOCKSIZE
+            tar.offset = member.offset_data - -member.size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        if member.size < 0 or not start < tar.offset < LARGEST:
+            tar.offset = start
+            raise tarfile.InvalidHeaderError(f"invalid size {member.size}")
         return member
 
     @classmethod

@@ -181,6 +181,29 @@ def test_member_equals_tarfile_s(kind):
         tarfile.open(fileobj=io.BytesIO(damaged), mode="r:", tarinfo=Member)
 
 
+SIZES = {
+    "back to itself": b"-0000001000\0",
+    "back to the start": b"-0000002000\0",
+    "minus one": b"-0000000001\0",
+    "minus 512 in binary": b"\xff" * 10 + b"\xfe\0",
+    "beyond all files": b"\x80\0\0\0\x3f" + b"\xff" * 7,
+    "beyond 64 bits": b"\x80" + b"\xff" * 11,
+}
+
+
+@pytest.mark.parametrize("type", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+@pytest.mark.parametrize("kind", SIZES)
+def test_read_shard_refuses_an_impossible_size(tmp_path, kind, type):
+    """Some releases of tarfile read the same members without end, or raise other errors."""
+    path = tar_of(tmp_path / "0.tar", a__png=b"A", b__png=b"B")
+    header = tarfile.TarInfo("b.png").tobuf()
+    damaged = bytearray(header[:124] + SIZES[kind] + b" " * 20 + type + header[157:])
+    damaged[148:156] = b"%06o\0 " % sum(damaged[:512])
+    content = path.read_bytes()
+    path.write_bytes(content[:1024] + damaged + content[1536:])
+    assert "0.tar: incomplete or " in refused(path)
+
+
 def test_read_shard_in_any_order_and_case(tmp_path):
     path = tar_of(
         tmp_path / "0.tar",
