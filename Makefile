@@ -102,7 +102,7 @@ lock:
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv
 	@$(LOCK) $(UPGRADE) --all-extras --group nvcc -o docker/constraints.txt
 
-# Train a teacher, then a student with it, and measure the features of both.
+# Train a teacher, and students without and with it. Compare their features.
 demo: $(READY)
 	@$(BIN)/python -m job.study.demo $(RUN) $(if $(SEED),--seed $(SEED))
 
