@@ -89,7 +89,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     with reported_errors():
         options = parser.parse_args(argv)
-        demo(Path(options.folder), options.seed)
+        try:
+            demo(Path(options.folder), options.seed)
+        except KeyboardInterrupt:
+            raise RunError("stopped by Ctrl-C. The next demo starts again", 130) from None
 
 
 def demo(folder: Path, seed: int) -> None:
@@ -133,7 +136,7 @@ def clear(folder: Path) -> None:
         (folder / MARK).touch()
     except OSError as error:
         raise RunError(
-            f"{folder}: {error.strerror}; expected a writable folder. Name another one"
+            f"{folder}: {error.strerror or error}; expected a writable folder. Name another one"
         ) from None
 
 
@@ -206,8 +209,12 @@ def show(process: subprocess.Popen[str], until: str = "") -> bool:
 
 def training_processes(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the workers that a launcher has started."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return [each for each in children if each.cmdline()[1:3] == ["-m", "job.train"]]
+    found = []
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.cmdline()[1:3] == ["-m", "job.train"]:
+                found.append(process)
+    return found
 
 
 def accuracies(folder: Path, listed: list[Network]) -> dict[str, dict[str, float]]:

@@ -57,6 +57,20 @@ def test_earlier_demo_is_removed_and_nothing_else(tmp_path):
     with pytest.raises(RunError, match="File exists|Not a directory"):
         demo.clear(tmp_path / "mine" / "thesis.tex")
     assert (tmp_path / "mine" / "thesis.tex").exists()
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(RunError, match="link: Cannot call rmtree on a symbolic link; expected"):
+        demo.clear(tmp_path / "link")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "demo", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        demo.main([])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "error: stopped by Ctrl-C. The next demo starts again\n"
 
 
 def test_failed_command_ends_the_demo(capfd):
