@@ -20,7 +20,7 @@ from job.files import whole_file
 
 MAX_CLASSES = 2**20  # a larger label is not the number of a class
 MAX_LINKS = 40  # from one to the next, as in Linux
-LARGEST = 2**43  # bytes of a tar file. ext4 has no larger files, and refuses to seek there
+LARGEST = 2**43  # bytes: more than any real tar file, and less than ext4 can seek to
 # Fields of a tar file's header, and the first byte of its names' prefix (POSIX ustar).
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 TYPE, PREFIX = slice(156, 157), slice(345, 346)
@@ -42,6 +42,9 @@ class Shard:
     names: list[str] = field(default_factory=list)
 
 
+InvalidHeader = tarfile.InvalidHeaderError  # type: ignore[attr-defined]  # typeshed lacks it
+
+
 class Member(tarfile.TarInfo):
     """A member of a tar file. Of regular files, only name and size are read, in a third the time.
 
@@ -61,13 +64,13 @@ class Member(tarfile.TarInfo):
             try:
                 member = super().fromtarfile(tar)
             except (ValueError, OverflowError, MemoryError) as error:  # of an impossible size
-                raise tarfile.InvalidHeaderError(str(error)) from None
+                raise InvalidHeader(str(error)) from None
         else:
             member.offset, member.offset_data = start, start + tarfile.BLOCKSIZE
             tar.offset = member.offset_data - -member.size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         if member.size < 0 or not start < tar.offset < LARGEST:
             tar.offset = start
-            raise tarfile.InvalidHeaderError(f"invalid size {member.size}")
+            raise InvalidHeader(f"invalid size {member.size}")
         return member
 
     @classmethod
