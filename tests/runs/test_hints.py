@@ -9,16 +9,16 @@ from job.hints import STEPS
 from runs import all_records, of_kind
 
 FACTOR = 10.0  # the loss factor of the run in which distillation outweighs the contrast
-# The demo's options, on smaller views.
-DEMO = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every 9".split()
+# The options of the preset for small images, on smaller views.
+HEALTHY = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every 9".split()
 
 
 @pytest.fixture(scope="module")
 def folders(start_job, teacher_file, tmp_path_factory):
     """The folders of four runs.
 
-    They have the demo's options, a rate of 0, a weak teacher, and a strong one with images that are
-    slow to read.
+    They have the options of `--config small`, a rate of 0, a weak teacher, and a strong one with
+    images that are slow to read.
     """
     folder = tmp_path_factory.mktemp("expect")
     write_digits(str(folder / "digits"))
@@ -32,10 +32,10 @@ def folders(start_job, teacher_file, tmp_path_factory):
     weak = ["--teacher", teacher_file, "--loss-factor", 1e4]
     weak += "--distill gram --gram-stages 1".split()
     options = {
-        "healthy": [folder / "digits", *DEMO],
-        "still": [folder / "digits", *DEMO, "--lr", 0],
-        "weak": [folder / "digits", *DEMO, *weak, "--epochs", 1],
-        "strong": [folder / "large", *DEMO, *strong, "--moco-k", 12, "-j", 0],
+        "healthy": [folder / "digits", *HEALTHY],
+        "still": [folder / "digits", *HEALTHY, "--lr", 0],
+        "weak": [folder / "digits", *HEALTHY, *weak, "--epochs", 1],
+        "strong": [folder / "large", *HEALTHY, *strong, "--moco-k", 12, "-j", 0],
     }
     jobs = {name: start_job(1, folder / name, given) for name, given in options.items()}
     outputs = {name: job.finish() for name, job in jobs.items()}
@@ -51,7 +51,7 @@ def remarks(folder):
     return texts
 
 
-def test_demo_has_no_hint(folders):
+def test_healthy_run_has_no_hint(folders):
     assert remarks(folders["healthy"]) == {}
 
 
