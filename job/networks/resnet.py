@@ -1,9 +1,12 @@
 """torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
 
+import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.fx import Graph
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -82,10 +85,9 @@ def build_resnet(
     (arXiv 1605.07146, section 2). zero_init_residual: the weights of the last batch norm of each
     block start at 0 (arXiv 1706.02677, section 5.1).
 
-    At 64 channels, outputs and names are torchvision's, to the bit. There are two differences.
-    The last ReLUs of the stages are not in-place, because they would overwrite the features before
-    them. The stem's pooling is before its ReLU: the maximum is the same, and the backward pass
-    needs two fewer maps of half the images' height and width.
+    At 64 channels, outputs and names are torchvision's, to the bit. The stem's pooling is before
+    its ReLU: the maximum is the same, and the backward pass needs two fewer maps of half the
+    images' height and width.
     """
     if arch not in ARCHS:
         raise RunError(f"{arch}: expected a ResNet of torchvision: {', '.join(ARCHS)}")
@@ -102,8 +104,6 @@ def build_resnet(
         features = net.fc.in_features
         last = nn.Linear(head_width, dim) if head_width else net.fc
         net.fc = nn.Sequential(nn.Linear(features, last.in_features), nn.ReLU(), last)
-    for stage in range(1, DEPTH + 1):
-        net.get_submodule(f"layer{stage}")[-1].relu.inplace = False
     return net
 
 
@@ -137,7 +137,27 @@ def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -
     }
     if output is not None:
         nodes[output] = output
-    return create_feature_extractor(net, nodes, tracer_kwargs={"leaf_modules": [MaxPool]})
+    traced: Any = create_feature_extractor(net, nodes, tracer_kwargs={"leaf_modules": [MaxPool]})
+    for graph in (traced.train_graph, traced.eval_graph):
+        add_in_place(graph)
+    traced.graph = traced.train_graph if traced.training else traced.eval_graph  # compiles it
+    module: nn.Module = traced
+    return module
+
+
+def add_in_place(graph: Graph) -> None:
+    """Compute the sums of a traced ResNet in place, and the ReLUs after its features not in place.
+
+    Tracing makes `+=` a `+`, which needs another map. A ReLU in place would overwrite the features.
+    """
+    features = graph.output_node().all_input_nodes
+    for node in graph.nodes:
+        if node.target is operator.add:
+            node.target = operator.iadd
+        elif node.op == "call_module" and "relu" in node.target and node.args[0] in features:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(F.relu, node.args))
+            graph.erase_node(node)
 
 
 def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:

@@ -1,5 +1,7 @@
 """ResNets, their features and heads, and MoCo's encoders."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,13 @@ def test_features_are_the_stages_sums(pair):
         assert torch.equal(actual[f"layer{stage}"], expected[stage])
         assert actual[f"layer{stage}"].min() < 0
     assert list(actual) == ["layer1", "layer2", "layer3", "layer4", "fc"]
+
+
+def test_features_add_in_place():
+    traced = with_features(build_resnet("resnet18"), STAGES)
+    for graph in (traced.train_graph, traced.eval_graph):
+        sums = [node.target for node in graph.nodes if "add" in node.name]
+        assert sums == [operator.iadd] * 8
 
 
 @torch.no_grad()
