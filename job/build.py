@@ -79,8 +79,7 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
-    if run.device.type == "cuda":  # after the broadcast, which needs contiguous tensors
-        trained.to(memory_format=torch.channels_last)
+    trained.to(memory_format=torch.channels_last)  # not before the broadcast: it needs contiguous
 
     if config.compile:
         compile_networks(run, *compiled)
