@@ -1,11 +1,11 @@
 """Read options from presets, YAML files and the command line, which overrides them."""
 
 import argparse
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any, NoReturn, TypeVar
 
 from job import __version__
-from job.declare import convert, did_you_mean, flag, groups
+from job.declare import convert, declared, did_you_mean, flag, groups
 from job.errors import RunError
 from job.yaml_files import read_yaml
 
@@ -79,8 +79,8 @@ def build_parser(prog: str, kind: type) -> Parser:
 
 def add_flag(section: Any, f: Field) -> None:
     """Add an option's flags to a section of --help."""
-    name, meta = f.name, f.metadata
-    default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
+    name, meta, value = f.name, f.metadata, declared(f)
+    default = " ".join(map(str, value)) if isinstance(value, list) else value
     text = meta["text"]
     if meta["choices"]:
         text += f" [{' '.join(filter(None, meta['choices']))}]"
@@ -92,8 +92,8 @@ def add_flag(section: Any, f: Field) -> None:
     elif name == "config":  # a list of values would include DIR
         section.add_argument(*names, action="append", metavar="X", help=text)
     else:
-        many = "+" if meta["many"] else None
-        section.add_argument(*names, dest=name, nargs=many, metavar="X", help=text)
+        nargs = ("*" if value else "+") if meta["many"] else None
+        section.add_argument(*names, dest=name, nargs=nargs, metavar="X", help=text)
 
 
 def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Field]) -> None:

@@ -185,6 +185,16 @@ def without_head(config: Config, dims: tuple[int, int] | None = None) -> dict[st
     return {"head_width": f"without a head that has a hidden layer; {fix}"}
 
 
+def refused_options(config: Config) -> dict[str, str]:
+    """Return {option: reason} of the options without effect, which the command line refuses."""
+    unused = without_part(config) | without_head(config) | without_stem(config)
+    unused |= without_teacher(config) | without_knn(config)
+    if config.similarity != "compress":
+        reason = f"with --similarity {config.similarity}, which has no momentum encoder"
+        unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
+    return unused
+
+
 @dataclass(frozen=True)
 class FrozenOptions:
     """Frozen network."""
@@ -317,15 +327,21 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.resume not in ("", "auto"):  # a teacher's file there becomes --teacher
         config = replace(config, teacher=config.teacher or config.resume)
-    unused = without_part(config) | without_head(config) | without_stem(config)
-    unused |= without_teacher(config) | without_knn(config)
-    if config.similarity != "compress":
-        reason = f"with --similarity {config.similarity}, which has no momentum encoder"
-        unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
-    default = type(config)()
+    default, unused = type(config)(), refused_options(config)
     for name in sorted(given & unused.keys()):
         if getattr(config, name) != getattr(default, name):
             raise RunError(f"{shown(name, config)}: no effect {unused[name]}")
+
+
+def unused_options(config: Config | LinearConfig) -> set[str]:
+    """Return the options that have no effect with the others."""
+    unused = {"schedule"} if config.cos else set()
+    if isinstance(config, LinearConfig):
+        unused |= set() if config.knn else {"knn_k"}
+        return unused | (set() if config.arch in ("", *ARCHS) else {"stem", "width"})
+    unused |= {"loss_factor"} if config.loss_share else set()
+    unused |= {"refresh_epochs"} if config.matching == "random" else set()
+    return unused | refused_options(config).keys()
 
 
 def shown(name: str, config: Config) -> str:

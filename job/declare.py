@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import Any, NamedTuple, get_args
 
 from job.errors import RunError
@@ -57,22 +57,33 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def declared(f: Field) -> Any:
+    """Return an option's default."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
 def words_of(name: str, value: Any) -> list[str]:
     """Return a command line's words for an option: --moco-k 5, --no-mlp, --mgd-stages 3 4."""
     if isinstance(value, bool):
         return [flag(name if value else f"no_{name}")]
+    if isinstance(value, str) and value.startswith("-"):
+        return [f"{flag(name)}={value}"]
     return [flag(name), *map(str, value if isinstance(value, list) else [value])]
 
 
-def differing(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def differing(
+    options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    unused: Collection[str] = (),
+) -> str:
     """Return the options that differ from their defaults, as on a command line.
 
-    An option without a default in `defaults` differs.
+    An option without a default in `defaults` differs. unused: options to leave out.
     """
     given = {
         name: value
         for name, value in options.items()
-        if name not in defaults or value != defaults[name]
+        if name not in unused and (name not in defaults or value != defaults[name])
     }
     return shlex.join(word for name, value in given.items() for word in words_of(name, value))
 

@@ -17,7 +17,7 @@ from job.cli import checked
 from job.cluster import exits, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
-from job.config import RECEIVERS, LinearConfig, check_receivers, read_config
+from job.config import RECEIVERS, LinearConfig, check_receivers, read_config, unused_options
 from job.data.augment import normalize
 from job.declare import flag
 from job.engine import replicas
@@ -109,7 +109,7 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     options = dataclasses.asdict(config) | {"workers": processes}
     for name in ("config", "out", "resume"):
         del options[name]
-    run.begin(options, saved, len(parts.train), config.resume)
+    run.begin(options, saved, len(parts.train), config.resume, unused=unused_options(config))
     if saved:
         classifier.settle_best(parts, start)
     del saved

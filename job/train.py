@@ -16,7 +16,7 @@ from job.cli import checked
 from job.cluster import exits, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
-from job.config import Config, read_config
+from job.config import Config, read_config, unused_options
 from job.data.images import Images
 from job.engine import replicas, statistics
 from job.engine.call import Result, called, result
@@ -81,7 +81,8 @@ def train_epochs(config: Config, run: Run) -> None:
         run.log.line(nothing_to_do(start, config.epochs, training.steps))
         return
     images, losses = training.images, training.framework.losses
-    run.begin(options, saved, len(images), config.resume, losses, images.labelled)
+    labelled, unused = images.labelled, unused_options(config)
+    run.begin(options, saved, len(images), config.resume, losses, labelled, unused)
     del saved  # as large as all that is trained
 
     distillers = training.distillation.distillers

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from job.checkpoints.folder import LEFT, Checkpoints
 from job.cluster.memory import keep_freed_memory, set_apart
 from job.cluster.objects import allgather
 from job.data.images import Images
-from job.declare import differing
+from job.declare import declared, differing
 from job.engine.workers import Workers
 from job.errors import RunError
 from job.files import write_whole
@@ -53,7 +53,8 @@ class Run(Workers):
     def of(cls, folder: str, config: Common, callbacks: Sequence[Callback] = ()) -> "Run":
         """Return the run of a program that trains."""
         events_every = config.print_freq if config.tensorboard else 0
-        options, defaults = dataclasses.asdict(config), dataclasses.asdict(type(config)())
+        options = dataclasses.asdict(config)
+        defaults = {f.name: declared(f) for f in dataclasses.fields(config)}
         return cls(folder, config.keep, events_every, options, callbacks, defaults)
 
     def saved(self, epoch: int, step: int) -> bool:
@@ -68,6 +69,7 @@ class Run(Workers):
         resume: str,
         losses: Sequence[str] = (),
         labelled: int | None = None,
+        unused: Collection[str] = (),
     ) -> None:
         """Start the count of steps, save the options, and open log and records. A collective.
 
@@ -78,7 +80,8 @@ class Run(Workers):
 
         options: by name, with batch_size. saved: the checkpoint that the run resumes from, or None
         for a new run. images: the number of training images. resume: the option. losses: names of
-        the framework's losses. labelled: the number of images with a label.
+        the framework's losses. labelled: the number of images with a label. unused: names of the
+        options without effect, which the log leaves out.
         RunError, on all workers: a new run's folder has checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
@@ -90,6 +93,8 @@ class Run(Workers):
         def write() -> None:
             later = self.open_folder(options, start, saved, resume, losses)
             counts = {"images": images} | ({} if labelled is None else {"labelled": labelled})
+            given = differing(options, self.defaults, unused)
+            self.log.line(f"options: {given} (with the defaults: {self.folder}/config.yaml)")
             self.record_start(options, start, counts, own_batch, losses)
             if saved:
                 self.record_resume(options, start, saved, later)
@@ -162,8 +167,6 @@ class Run(Workers):
         counts: of "images", and of those "labelled", if known. own_batch: images of a worker in a
         step.
         """
-        given = differing(options, self.defaults)
-        self.log.line(f"options: {given} (with the defaults: {self.folder}/config.yaml)")
         steps = self.count.an_epoch
         self.log.record(
             "start",

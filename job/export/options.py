@@ -5,15 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from job.config import (
-    OF_TEACHER,
-    Config,
-    read_config,
-    without_head,
-    without_knn,
-    without_part,
-    without_stem,
-)
+from job.config import Config, read_config, unused_options
 from job.declare import convert, flag, words_of
 from job.errors import RunError
 from job.export.origin import base_name, without_folders
@@ -47,16 +39,9 @@ def checked(config: Mapping[str, Any]) -> Config:
 def without_effect(config: Mapping[str, Any]) -> set[str]:
     """Return the options that have no effect with the others."""
     try:
-        given = checked(config)
+        return unused_options(checked(config))
     except RunError:
         return set()
-    unused = without_part(given).keys() | without_head(given).keys() | without_stem(given).keys()
-    unused |= set() if given.teacher else OF_TEACHER | {"loss_share", "loss_factor"}
-    unused |= without_knn(given).keys()
-    unused |= {"loss_factor"} if given.loss_share else set()
-    unused |= {"schedule"} if given.cos else set()
-    unused |= {"refresh_epochs"} if given.matching == "random" else set()
-    return unused | ({"similarity_m"} if given.similarity != "compress" else set())
 
 
 def command(config: Mapping[str, Any], workers: int) -> str:

@@ -1,9 +1,14 @@
 """Hints of real runs: their expected values, and a hint for each problem."""
 
+import re
+import shlex
+
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from job.config import Config, read_config
 from job.data.digits import write_digits
 from job.hints import STEPS
 from runs import all_records, of_kind
@@ -53,6 +58,16 @@ def remarks(folder):
 
 def test_healthy_run_has_no_hint(folders):
     assert remarks(folders["healthy"]) == {}
+
+
+@pytest.mark.parametrize("name", ["healthy", "weak", "strong"])
+def test_options_in_the_log_are_a_command_line_of_the_run(folders, name):
+    log, saved = ((folders[name] / file).read_text() for file in ("log.txt", "config.yaml"))
+    [shown] = re.findall(r" options: (.*) \(with the defaults: ", log)
+    config, again = Config(**yaml.safe_load(saved)), read_config(shlex.split(shown))
+    of_teacher = {"loss_factor", "loss_share"} if name == "healthy" else set()
+    names = yaml.safe_load(saved).keys() - of_teacher
+    assert all(getattr(again, name) == getattr(config, name) for name in names)
 
 
 def test_run_starts_with_its_expected_values(folders):

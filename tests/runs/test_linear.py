@@ -1,7 +1,9 @@
 """Runs of job.linear: a reference implementation, any number of workers, resuming, errors."""
 
+import dataclasses
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
 from runs import FLIP, check_steps, contents, differences, errors_of, of_kind, records
+from job.config import LinearConfig, read_config
 from job.evaluate.classifier import different
 from job.cluster import comm
 from job.data import randomness
@@ -98,6 +102,14 @@ def test_run_learns_and_validates_each_epoch(trained, labelled):
     assert all(record["val_top1"] < record["val_top5"] <= 100 for record in epochs)
     assert [record["steps"] for record in of_kind(folder, "step")] == list(range(1, 3 * STEPS + 1))
     assert "the frozen network is unchanged to the bit" in output
+
+
+def test_options_in_the_log_are_a_command_line_of_the_run(trained):
+    folder, output = trained
+    [shown] = re.findall(r"options: (.*) \(with the defaults: ", output)
+    again = dataclasses.asdict(read_config(shlex.split(shown), kind=LinearConfig))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {name: again[name] for name in saved} == saved
 
 
 @pytest.mark.short

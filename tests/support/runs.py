@@ -1,6 +1,7 @@
 """Runs of the real commands, and comparisons of their results."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -13,8 +14,20 @@ import psutil
 import torch
 from PIL import Image
 
+from job.config import unused_options
+from job.declare import differing
+from job.engine.run import Run
 from job.metrics import schema
 from job.metrics.log import Log
+
+
+def shown_options(config):
+    """Return the options that a run of job.train or job.linear shows in its first log lines."""
+    run = Run.of("", config)
+    options = dataclasses.asdict(config)
+    for name in ("config", "out", "resume"):
+        del options[name]
+    return differing(options, run.defaults, unused_options(config))
 
 
 def write_images(folder):

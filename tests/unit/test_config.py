@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import errors
+import runs
 from job.cli import Parser
 from job.config import OF_TEACHER, RETIRED, Config, LinearConfig, read_config
 from job.declare import differing, flag, groups, words_of
@@ -309,10 +310,37 @@ def test_later_files_and_command_line_win(write_yaml):
 def test_differing_options_are_a_command_line():
     line = "--data 'a b' --lr 0.5 --schedule 3 4 --weak-views --moco-k 8"
     config = read_config(shlex.split(line))
-    shown = differing(dataclasses.asdict(config), dataclasses.asdict(Config()))
+    shown = runs.shown_options(config)
     assert sorted(shown.split(" --")) == sorted(line.split(" --"))
     assert read_config(shlex.split(shown)) == config
     assert differing({"mlp": False, "k": 1}, {"mlp": True}) == "--no-mlp --k 1"
+    assert differing({"mlp": False, "k": 1}, {"mlp": True}, {"k"}) == "--no-mlp"
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "file", "unused"),
+    [
+        (Config, "--data=-x", "", set()),
+        (Config, "DIR", "schedule: []", set()),
+        (Config, "DIR", "cos: true\nschedule: [1]", {"schedule"}),
+        (Config, "DIR", "knn_k: 5", {"knn_k"}),
+        (Config, "DIR -a timm/resnet18", "width: 16", {"width"}),
+        (Config, "DIR", "head_width: 9", {"head_width"}),
+        (Config, "DIR --framework simsiam", "moco_k: 9", {"moco_k"}),
+        (Config, "DIR --teacher t --matching random", "", set()),
+        (Config, "DIR --teacher t", "loss_share: 1\nloss_factor: 7", {"loss_factor"}),
+        (Config, "DIR --teacher t --distill similarity", "similarity_m: 0.9", {"similarity_m"}),
+        (LinearConfig, "DIR --lars --lr 30", "", set()),
+        (LinearConfig, "DIR --cos", "schedule: [1]", {"schedule"}),
+        (LinearConfig, "DIR", "knn_k: 5", {"knn_k"}),
+        (LinearConfig, "DIR -a timm/resnet18 --width 16", "", {"width"}),
+    ],
+)
+def test_shown_options_without_effect_are_left_out(write_yaml, kind, line, file, unused):
+    argv = [*line.split(), "--config", write_yaml(f"{file}\n")]
+    config = dataclasses.replace(read_config(argv, kind=kind), config=[])
+    again = dataclasses.asdict(read_config(shlex.split(runs.shown_options(config)), kind=kind))
+    assert {n for n, value in dataclasses.asdict(config).items() if value != again[n]} == unused
 
 
 def test_default_lists_are_not_shared():

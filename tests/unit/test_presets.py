@@ -1,12 +1,14 @@
 """The presets of job/presets."""
 
 import dataclasses
+import shlex
 from importlib import resources
 
 import pytest
 import yaml
 
-from job.config import Config, LinearConfig, read_config
+import runs
+from job.config import OF_TEACHER, Config, LinearConfig, read_config
 from job.declare import groups
 from job.errors import RunError
 
@@ -68,6 +70,21 @@ def test_strongest_preset_changes_only_the_distiller(recipe):
         read_config(line), config=[recipe, "strongest"], distill=["disco"], loss_share=1.0
     )
     assert read_config([*line, "--config", "strongest"]) == expected
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("teacher", [[], ["--teacher", "t"]])
+def test_shown_options_of_a_preset_repeat_the_run(name, teacher):
+    """Without a teacher they lack the preset's options of teachers."""
+    kind = kind_of(name)
+    if kind is LinearConfig and teacher:
+        pytest.skip("no teacher in job.linear")
+    config = read_config(["DIR", "--config", name, *teacher], kind=kind)
+    again = read_config(shlex.split(runs.shown_options(config)), kind=kind)
+    default = Config()
+    of_teacher = {} if teacher else {each: getattr(default, each) for each in OF_TEACHER}
+    changed = of_teacher if kind is Config else {}
+    assert again == dataclasses.replace(config, config=[], **changed)
 
 
 LARS = dict(lars=True, batch_size=4096, lr=1.6, momentum=0.9, weight_decay=0.0)
