@@ -37,10 +37,12 @@ def prepare(
     most: int,
     log: Callable[[str], None],
     split: str = TEST,
+    fix: str = "Choose another --out",
 ) -> None:
     """Write a set's train/<class>/, of at most `most` images, and val/<class>/, if missing.
 
     split: if CHOOSE, val/ has images of the set's train/, and the set's own val/ is not written.
+    fix: of a folder that is not writable, for the error.
     RunError: the set's package is missing, or the folder is not writable.
     """
     if folder.is_dir():
@@ -59,7 +61,7 @@ def prepare(
         part.rename(folder)
     except OSError as error:
         raise RunError(
-            f"{part}: {error.strerror or error}; expected a writable folder. Choose another --out"
+            f"{part}: {error.strerror or error}; expected a writable folder. {fix}"
         ) from None
     counts = {split: sum(1 for _ in folder.glob(f"{split}/*/*")) for split in ("train", "val")}
     log(f"{name}: {counts['train']} images to train on, {counts['val']} held out")

@@ -37,6 +37,7 @@ KILL_AT = "epoch 2 step "  # the start of the line at which a worker is killed
 RANK = re.compile(r"^\[\d+\]<std(out|err)>:")  # horovodrun's prefix of a worker's line
 MARK = "demo"  # a file in the folder: the demo made it and can remove it
 BAR = 40  # characters of 100 %
+ELSEWHERE = f"Start the demo in another folder: it writes {IMAGES} there"
 BIN = Path(sys.executable).parent
 END = """
 The report of all runs: {folder}/report.html
@@ -99,7 +100,7 @@ def demo(folder: Path, seed: int) -> None:
     """Train and measure the networks, and compare them. RunError: a command fails."""
     start = time.monotonic()
     clear(folder)
-    prepare("mnist", IMAGES, MOST, say)
+    prepare("mnist", IMAGES, MOST, say, fix=ELSEWHERE)
     listed = networks(folder)
     for number, network in enumerate(listed, 1):
         heading(f"{number}/{len(listed)} The {network.title}")

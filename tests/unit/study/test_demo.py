@@ -8,7 +8,7 @@ import pytest
 
 from job.config import Config, LinearConfig, read_config
 from job.errors import RunError
-from job.study import demo
+from job.study import data, demo
 
 
 def record(folder, **values):
@@ -60,6 +60,18 @@ def test_earlier_demo_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(RunError, match="link: Cannot call rmtree on a symbolic link; expected"):
         demo.clear(tmp_path / "link")
+
+
+def test_images_need_a_writable_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(data.SETS, "mnist", lambda folder, log: folder.mkdir(parents=True))
+    (tmp_path / "data").touch()
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["out"])
+    problem = "data/mnist.part: Not a directory; expected a writable folder"
+    fix = "Start the demo in another folder: it writes data/mnist there"
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {problem}. {fix}\n"
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):
