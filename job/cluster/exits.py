@@ -126,6 +126,31 @@ def wait_for_rank_0(code: int) -> None:
     time.sleep(PATIENCE)
 
 
+def wait_for_slower_ranks(code: int) -> None:
+    """Wait under srun until slower ranks can end with an exit code of their own.
+
+    srun ends them by SIGTERM when this rank ends, which would count as 143. If another rank ends
+    first, this rank ends with the error's code too.
+    """
+    launcher, _, size = task.launched()
+    if launcher == "srun" and size > 1:
+        signal.signal(signal.SIGTERM, lambda *_: leave(code, at_once=True))
+        time.sleep(2)
+
+
+def end_in_order(error: RunError, rank: int, own: str) -> NoReturn:
+    """End the program with an error that other ranks may have too: rank 0 is the first.
+
+    own: rank and node, for the line.
+    """
+    if rank:
+        wait_for_rank_0(error.code)
+    print(f"error: {own}{error}", file=sys.stderr, flush=True)
+    if not rank:
+        wait_for_slower_ranks(error.code)
+    leave(error.code)
+
+
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
     """End the program on an error, with one line and the error's exit code.
@@ -134,7 +159,7 @@ def reported_errors() -> Iterator[None]:
     this worker, with rank and node. If another worker has caused the end, its line should be the
     first: this worker waits before it prints, and in most cases the launcher ends it meanwhile.
     """
-    launcher, rank, size = task.launched()
+    _, rank, size = task.launched()
     own = f"rank {rank} on {task.node()}: " if size > 1 else ""
     with output.guarded():
         if rank:
@@ -142,10 +167,7 @@ def reported_errors() -> Iterator[None]:
         try:
             yield
         except StartError as error:
-            if rank:
-                wait_for_rank_0(error.code)
-            print(f"error: {own}{error}", file=sys.stderr, flush=True)
-            leave(error.code)
+            end_in_order(error, rank, own)
         except WorkerError as error:
             end_worker(error, rank, own)
         except RunError as error:
@@ -155,12 +177,7 @@ def reported_errors() -> Iterator[None]:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(2)
                 leave(error.code)
-            if rank:
-                wait_for_rank_0(error.code)
-            print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
-            if launcher == "srun" and size > 1 and not rank:
-                time.sleep(2)  # slower ranks reach the error, before srun ends them by SIGTERM
-            leave(error.code)
+            end_in_order(error, rank, own if rank else "")
         except comm.WorkerGone as error:
             time.sleep(2)
             print(f"error: {own}{error}", file=sys.stderr, flush=True)

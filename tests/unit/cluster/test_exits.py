@@ -40,6 +40,12 @@ def set_rank_3(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+def set_task_of_srun(monkeypatch, rank, size="4"):
+    variables = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": size, "SLURMD_NODENAME": "node2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize("code", [2, 1])
 def test_error_is_one_line_with_its_exit_code(capsys, code):
     assert ended(capsys, RunError("lr 'x': expected a number", code)) == (
@@ -59,22 +65,22 @@ def test_error_before_horovod_starts_names_the_rank(monkeypatch, capsys, waited)
 
 
 @pytest.mark.parametrize("error", [RunError("no"), StartError("no")], ids=["run", "start"])
-def test_error_before_horovod_starts_has_its_code_at_sigterm(monkeypatch, capsys, error):
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_error_has_its_code_at_sigterm(monkeypatch, capsys, error, rank):
     """srun's exit code is the highest of all ranks, and SIGTERM would count as 143."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    set_rank_3(monkeypatch)
+    set_task_of_srun(monkeypatch, rank)
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(os, "_exit", sys.exit)
-    assert ended(capsys, error) == (2, "")
+    code, line = ended(capsys, error)
+    assert (code, bool(line)) == (2, rank == "0")
 
 
 @pytest.mark.parametrize(("connected", "rank"), [(False, "0"), (True, "0"), (True, "1")])
 def test_rank_0_waits_for_slower_ranks_of_srun(monkeypatch, capsys, waited, connected, rank):
     """Otherwise srun would end them before they have the error's exit code."""
-    variables = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "2"}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(comm, "size", lambda: 2 if connected else 1)
+    set_task_of_srun(monkeypatch, rank)
+    monkeypatch.setattr(comm, "size", lambda: 4 if connected else 1)
     assert ended(capsys, RunError("no", 2)) == (2, "" if rank == "1" else "error: no\n")
     assert waited[0] == 2
 
@@ -131,12 +137,23 @@ def test_unexpected_error_has_traceback_rank_and_node(monkeypatch, capsys):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_start_error_of_a_task_follows_rank_0(monkeypatch, capsys, waited, rank):
-    variables = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "4", "SLURMD_NODENAME": "node2"}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    """And rank 0 waits for slower ranks."""
+    set_task_of_srun(monkeypatch, rank)
     line = f"error: rank {rank} on node2: no way\n"
     assert ended(capsys, StartError("no way", code=1)) == (1, line)
-    assert bool(waited) == (rank != "0")
+    assert waited == [exits.PATIENCE if rank == "1" else 2]
+
+
+@pytest.mark.parametrize("launcher", ["none", "srun", "horovodrun"])
+def test_rank_0_of_others_ends_at_once(monkeypatch, capsys, waited, launcher):
+    """A single task, or a task of horovodrun, whose exit code is the first failed worker's."""
+    if launcher == "srun":
+        set_task_of_srun(monkeypatch, "0", size="1")
+    if launcher == "horovodrun":
+        monkeypatch.setenv("HOROVOD_RANK", "0")
+        monkeypatch.setenv("HOROVOD_SIZE", "4")
+    assert [ended(capsys, error("no"))[0] for error in (RunError, StartError)] == [2, 2]
+    assert waited == []
 
 
 SIGNALLED = """
