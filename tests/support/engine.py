@@ -16,6 +16,11 @@ REPO = Path(__file__).parents[2]
 DOCKER = {"docker": "docker.io", "dockerd": "docker.io", "debootstrap": "debootstrap"}
 # runc, because crun refuses machines with both versions of cgroups.
 PODMAN = {"podman": "podman", "runc": "runc", "catatonit": "catatonit"}
+IMAGE = "moco-mgd:test"
+GB = 10**9  # bytes
+# Disk space at the peak. The image has 5.7 GB, and so has the environment's layer before it. While
+# docker saves a layer, it has it twice. A copy needs a file of docker, one of podman and the image.
+BUILD_GB, COPY_GB = 20, 18
 
 
 def missing(needed=DOCKER) -> str:
@@ -27,6 +32,30 @@ def missing(needed=DOCKER) -> str:
         if packages
         else ""
     )
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Fail with one line if a folder's disk has less than `needed` GB free.
+
+    The folder of an engine on another machine does not exist here: then its space is unknown.
+    """
+    if not folder.exists():
+        return
+    free = shutil.disk_usage(folder).free // (GB / 10) / 10  # rounded down to 0.1 GB
+    if free < needed:
+        pytest.fail(
+            f"{purpose}: {free:.1f} GB are free in {folder}; expected {needed} GB. Free some. To "
+            "remove the images of earlier tests: docker/local-engine.sh down; "
+            "rm -r runs/local-engine runs/local-podman",
+            pytrace=False,
+        )
+
+
+def require_space_to_build(docker) -> None:
+    """Fail with one line if the image must be built and the engine's disk is too full."""
+    if not docker("images", "--quiet", IMAGE).strip():
+        folder = docker("info", "--format", "{{.DockerRootDir}}").strip()
+        require_space(Path(folder), BUILD_GB, f"a build of {IMAGE}")
 
 
 class Engine:
@@ -85,9 +114,11 @@ def podman(docker, image):
     """
     if reason := missing(PODMAN) or ("podman is tested as root" if os.geteuid() else ""):
         pytest.skip(reason)
-    podman = Engine("podman", podman_settings(REPO / "runs/local-podman"))
+    folder = REPO / "runs/local-podman"
+    podman = Engine("podman", podman_settings(folder))
     [number] = docker("images", "--quiet", image).split()
     if number not in podman("images", "--quiet", image):
+        require_space(folder, COPY_GB, "a copy of the image for podman")
         copy_image(image, docker, podman)
         podman("image", "prune", "--force")
     return podman
@@ -168,6 +199,7 @@ def build(docker, engine, builder, pytestconfig):
         def number():
             return docker("images", "--quiet", tag).strip()
 
+        require_space_to_build(docker)
         before = number()
         with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print(f"\nbuilding {tag} (about 7 minutes with an empty cache)", flush=True)
@@ -194,4 +226,4 @@ def build(docker, engine, builder, pytestconfig):
 @pytest.fixture(scope="session")
 def image(build):
     """The name of the built image."""
-    return build("moco-mgd:test")
+    return build(IMAGE)
