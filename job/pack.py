@@ -174,42 +174,47 @@ def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
     return ["; ".join(parts), f"train from it with: mgd-train {data}"]
 
 
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog="job.pack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "data",
+        metavar="DIR",
+        type=expand,
+        help="a folder of images, a text file with a path a line, or digits",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        type=expand,
+        help="the folder to write, which replaces DIR for training",
+    )
+    parser.add_argument(
+        "--index",
+        action="store_true",
+        help="index existing shards: DIR/train/*.tar or DIR/*.tar, and DIR/val/*.tar",
+    )
+    for f in fields(Options):
+        parser.add_argument(
+            flag(f.name),
+            metavar="X",
+            default=f.default,
+            help=f"{f.metadata['text']} (default: {f.default})",
+        )
+    return parser
+
+
 @output.guarded()
 def main(argv: list[str] | None = None) -> None:
     """Run `job.pack` on the command line's options, without Horovod."""
     log = Log(speaks=True)
     try:
-        parser = Parser(
-            prog="job.pack",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument(
-            "data",
-            metavar="DIR",
-            type=expand,
-            help="a folder of images, a text file with a path a line, or digits",
-        )
-        parser.add_argument(
-            "out",
-            metavar="OUT",
-            nargs="?",
-            type=expand,
-            help="the folder to write, which replaces DIR for training",
-        )
-        parser.add_argument(
-            "--index",
-            action="store_true",
-            help="index existing shards: DIR/train/*.tar or DIR/*.tar, and DIR/val/*.tar",
-        )
-        for f in fields(Options):
-            parser.add_argument(
-                flag(f.name),
-                metavar="X",
-                default=f.default,
-                help=f"{f.metadata['text']} (default: {f.default})",
-            )
-        given = parser.parse_args(argv)
+        given = build_parser().parse_args(argv)
         options = Options(
             *(convert(f, getattr(given, f.name), flag(f.name)) for f in fields(Options))
         )

@@ -101,25 +101,10 @@ def render(
     elsewhere: data and teacher; if empty, as in the runs' options. None: omit the features.
     """
     now = time.time()
-    trained = [run for run in runs if run.history.kind == "train"]
-    classified = [run for run in runs if run.history.kind == "linear"]
-    with rc_context(STYLE):
-        sections = {
-            name: [picture for draw in drawings if (picture := draw(trained))]
-            for name, drawings in CURVES.items()
-        }
-        sections["linear"] = [picture for draw in (curves.linear,) if (picture := draw(classified))]
-        notes = []
-        if elsewhere and trained:
-            from job.show.report.images import draw_features  # takes seconds to import
-
-            features = draw_features(trained, *elsewhere)
-            sections |= {
-                "maps": features.maps,
-                "neighbours": features.neighbours,
-                "embedding": features.embeddings,
-            }
-            notes = features.notes
+    trained, classified = (
+        [run for run in runs if run.history.kind == kind] for kind in ("train", "linear")
+    )
+    sections, notes = draw_sections(trained, classified, elsewhere)
     template = jinja2.Environment(
         autoescape=True,
         finalize=cleaned,
@@ -140,22 +125,45 @@ def render(
         notes=notes,
         features=bool(elsewhere and trained),
         results=tables.linear_results(runs),
-        differing=[
-            table
-            for group in (trained, classified)
-            if (table := tables.options_of(group, differing=True))
-        ],
-        options=[
-            table
-            for group in (trained, classified)
-            if (table := tables.options_of(group, differing=False))
-        ],
+        differing=tables_of_options(trained, classified, differing=True),
+        options=tables_of_options(trained, classified, differing=False),
         checkpoints=tables.checkpoints(runs, out.parent, now),
         warnings=tables.warnings(runs),
     )
     return html.encode(errors="backslashreplace"), [
         picture for section in sections.values() for picture in section
     ]
+
+
+def draw_sections(
+    trained: Sequence[ReportRun],
+    classified: Sequence[ReportRun],
+    elsewhere: tuple[list[str], str] | None,
+) -> tuple[dict[str, list[Picture]], list[str]]:
+    """Return the pictures of each section, and notes on those of features."""
+    with rc_context(STYLE):
+        sections = {
+            name: [picture for draw in drawings if (picture := draw(trained))]
+            for name, drawings in CURVES.items()
+        }
+        sections["linear"] = [picture] if (picture := curves.linear(classified)) else []
+        if not (elsewhere and trained):
+            return sections, []
+        from job.show.report.images import draw_features  # takes seconds to import
+
+        features = draw_features(trained, *elsewhere)
+    sections |= {
+        "maps": features.maps,
+        "neighbours": features.neighbours,
+        "embedding": features.embeddings,
+    }
+    return sections, features.notes
+
+
+def tables_of_options(*groups: Sequence[ReportRun], differing: bool) -> list[tables.Table]:
+    """Return a table of options for each group of runs that has some."""
+    found = [tables.options_of(group, differing=differing) for group in groups]
+    return [table for table in found if table]
 
 
 def cleaned(value: object) -> object:

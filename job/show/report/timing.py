@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from job.show.read.history import History
 from job.show.read.runs import ReportRun
@@ -39,6 +40,49 @@ def knn_seconds(history: History) -> float:
     return sum(record.get("knn_seconds", 0.0) for record in history.knn)
 
 
+def step_milliseconds(run: ReportRun) -> np.ndarray:
+    """Return the median ms of a step's first two activities, (2,)."""
+    seconds, waited = step_seconds(run)
+    return 1000 * np.array([np.nanmedian(waited), np.nanmedian(seconds - waited)])
+
+
+def run_percent(run: ReportRun) -> np.ndarray:
+    """Return the percent of a run's time for each activity, (4,)."""
+    seconds, waited = step_seconds(run)
+    of_steps = [np.nansum(waited), np.nansum(seconds - waited)]
+    total = np.array([*of_steps, refresh_seconds(run.history), knn_seconds(run.history)])
+    return 100 * total / total.sum()
+
+
+def draw_bars(axes: Axes, rows: np.ndarray) -> None:
+    """Draw a bar for each of n runs, with a part for each of a activities. rows: widths, (n, a)."""
+    lefts = np.zeros(len(rows))  # (n,)
+    for activity, grey, hatch, widths in zip(ACTIVITIES, GREYS, HATCHES, rows.T, strict=False):
+        axes.barh(
+            range(len(rows)),
+            widths,
+            left=lefts,
+            color=grey,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.6,
+            label=activity,
+        )
+        for row, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+            if width > 0.12 * rows.sum(1).max():
+                axes.text(
+                    left + width / 2,
+                    row,
+                    f"{width:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    bbox=dict(facecolor="white", edgecolor="none", pad=1),
+                )
+        lefts += widths
+    axes.grid(axis="y", visible=False)
+
+
 def breakdown(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the time of a step and of a run by activity."""
     if not (
@@ -49,46 +93,8 @@ def breakdown(runs: Sequence[ReportRun]) -> Picture | None:
         return None
     figure = new_figure(1.4 + 0.45 * len(shown))
     step_axes, run_axes = figure.subplots(1, 2, sharey=True)
-    of_step, of_run = [], []  # ms, percent
-    for run in shown:
-        seconds, waited = step_seconds(run)
-        of_step.append([1000 * np.nanmedian(waited), 1000 * np.nanmedian(seconds - waited)])
-        total = np.array(
-            [
-                np.nansum(waited),
-                np.nansum(seconds - waited),
-                refresh_seconds(run.history),
-                knn_seconds(run.history),
-            ]
-        )
-        of_run.append(100 * total / total.sum())
-    for axes, rows in ((step_axes, np.array(of_step)), (run_axes, np.array(of_run))):
-        lefts = np.zeros(len(shown))
-        for activity, grey, hatch, widths in zip(ACTIVITIES, GREYS, HATCHES, rows.T, strict=False):
-            axes.barh(
-                range(len(shown)),
-                widths,
-                left=lefts,
-                color=grey,
-                hatch=hatch,
-                edgecolor="black",
-                linewidth=0.6,
-                label=activity,
-            )
-            for row, (left, width) in enumerate(zip(lefts, widths, strict=True)):
-                if width > 0.12 * rows.sum(1).max():
-                    box = dict(facecolor="white", edgecolor="none", pad=1)
-                    axes.text(
-                        left + width / 2,
-                        row,
-                        f"{width:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=9,
-                        bbox=box,
-                    )
-            lefts += widths
-        axes.grid(axis="y", visible=False)
+    draw_bars(step_axes, np.stack([step_milliseconds(run) for run in shown]))
+    draw_bars(run_axes, np.stack([run_percent(run) for run in shown]))
     step_axes.set(
         title="a step (median), ms",
         yticks=range(len(shown)),
