@@ -49,7 +49,7 @@ help:
 	@echo 'make test-input   run the programs on bad input and on real data (about 5 minutes)'
 	@echo 'make test-slurm   run jobs on a SLURM cluster on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, run jobs in it by docker and podman'
-	@echo '                  (about 20 minutes the first time)'
+	@echo '                  (about 25 minutes the first time)'
 	@echo 'make test-slurm SHORT=1'
 	@echo '                  the short form, which CI runs (1 to 5 minutes). The commands from'
 	@echo '                  test-slow to test-docker have one'
