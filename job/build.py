@@ -15,8 +15,10 @@ from job.data.images import Images
 from job.distill import DISTILLERS, Distiller
 from job.distill.base import Networks
 from job.distill.distillation import Distillation
+from job.distill.feature_file import load_features
 from job.distill.fit import check_fit
 from job.distill.momentum import MOMENTUM
+from job.distill.options import is_feature_file
 from job.distill.teacher import load_teacher
 from job.engine.gradients import Gradients
 from job.engine.run import Run
@@ -65,7 +67,10 @@ def build(config: Config, run: Run) -> Training:
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
-        teacher = load_teacher(config, stages, needs_head, run)
+        if is_feature_file(config.teacher):
+            teacher = load_features(config, kinds, images, run)
+        else:
+            teacher = load_teacher(config, stages, needs_head, run)
         warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
         student = network_outline(config.arch, config.stem, config.width, config.image_size)
         check_fit(config, kinds, DISTILLERS, student, teacher)

@@ -12,7 +12,7 @@ from job.declare import convert_lists, flag, groups, option, words_of
 from job.distill import DISTILLERS
 from job.distill.gram import GramOptions
 from job.distill.mgd import MGDOptions
-from job.distill.options import DistillOptions
+from job.distill.options import DistillOptions, is_feature_file
 from job.distill.projector import ProjectorOptions
 from job.distill.similarity import SimilarityOptions
 from job.errors import RunError
@@ -155,6 +155,14 @@ def without_teacher(config: Config) -> dict[str, str]:
     return dict.fromkeys(OF_TEACHER, "without --teacher; leave it out, or add --teacher FILE")
 
 
+def without_network(config: Config) -> dict[str, str]:
+    """Return {option: reason} of the options of a teacher's network, if it has none."""
+    if not is_feature_file(config.teacher):
+        return {}
+    reason = f"with --teacher {config.teacher}, a file of features; leave it out"
+    return dict.fromkeys(("teacher_arch", "teacher_size"), reason)
+
+
 def without_knn(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options that have an effect only with k-NN accuracies."""
     if config.knn_every:
@@ -188,7 +196,7 @@ def without_head(config: Config, dims: tuple[int, int] | None = None) -> dict[st
 def refused_options(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options without effect, which the command line refuses."""
     unused = without_part(config) | without_head(config) | without_stem(config)
-    unused |= without_teacher(config) | without_knn(config)
+    unused |= without_teacher(config) | without_network(config) | without_knn(config)
     if config.similarity != "compress":
         reason = f"with --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")

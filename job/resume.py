@@ -226,12 +226,12 @@ def first_misfit(state: dict, expected: dict) -> str:
 
 
 def check_teacher(saved: dict, training: Training) -> None:
-    """RunError: --teacher has other weights than the teacher of the checkpoint."""
+    """RunError: --teacher has other weights or features than the teacher of the checkpoint."""
     config, now = training.config, training.distillation.digest
     before = saved.get("teacher") or now  # older checkpoints have no digest
     if before != now:
         raise RunError(
-            f"--teacher {config.teacher}: weights of SHA-256 {now}; expected {before}, the teacher "
+            f"--teacher {config.teacher}: content of SHA-256 {now}; expected {before}, the teacher "
             f"{saved['config']['teacher']} of the checkpoint. Give that teacher, or start a new run"
         )
 

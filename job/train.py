@@ -154,7 +154,7 @@ def train_epoch(
     for step in steps:
         position = Position(epoch, step)
         with journal.waiting():
-            views, undecodable = next(batches)  # framework.views x (B, 3, H, W) uint8
+            views, indices, undecodable = next(batches)  # framework.views x (B, 3, H, W) uint8
         if step == 0:
             tensorboard.views(run.log, framework.views_name, epoch, views)
         prepared = framework.prepare(views, position)
@@ -162,7 +162,7 @@ def train_epoch(
         # Forward and backward by micro-batch. The teacher's pass overlaps `prepare`'s exchange.
         gradients.clear()
         sums: dict[str, torch.Tensor] = {}  # () each
-        for batch in training.micro_batches(views, position):
+        for batch in training.micro_batches(views, indices, position):
             with run.autocast(config.precision):
                 targets = distillation.targets(batch)
                 output = framework.forward(batch, prepared)

@@ -12,7 +12,7 @@ from job.data.augment import RandomView, normalize
 from job.data.folders import TrainingOrder
 from job.data.images import Images
 from job.data.render_batch import render
-from job.data.views import RandomViews
+from job.data.views import NumberedViews
 from job.distill.distillation import Distillation
 from job.engine import replicas, statistics
 from job.engine.gradients import Gradients
@@ -63,11 +63,13 @@ class Training:
         """Return the digest of the names of an epoch's images, in their order."""
         return self.images.digest(self.config.seed, epoch, self.config.batch_size)
 
-    def batches(self, start: Position) -> Iterator[tuple[list[torch.Tensor], list[str]]]:
+    def batches(
+        self, start: Position
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor, list[str]]]:
         """Return an iterator over this worker's steps from `start` on.
 
-        Each is the framework's number of views (B, 3, H, W) uint8, on its device, and the
-        undecodable files.
+        Each is the framework's number of views (B, 3, H, W) uint8, on its device, the indices of
+        their images (B,) int64, on the CPU, and the undecodable files.
         """
         config, run = self.config, self.run
         order = TrainingOrder(
@@ -75,26 +77,34 @@ class Training:
         )
         view = RandomView(config.image_size, config.aug_plus, config.crop_min, config.weak_views)
         number, rendered = self.framework.views, config.augment_on == "cpu"
-        views = RandomViews(self.images, view, number, config.seed, rendered)
+        views = NumberedViews(self.images, view, number, config.seed, rendered)
         return map(self.on_device, run.batches(views, order, config.workers))
 
-    def on_device(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:
-        """Return a loader's batch, on the device and rendered."""
-        *views, undecodable = batch
+    def on_device(self, batch: tuple) -> tuple[list[torch.Tensor], torch.Tensor, list[str]]:
+        """Return a loader's batch, its views on the device and rendered."""
+        *views, indices, undecodable = batch
+        device = self.run.device
         if self.config.augment_on == "cpu":
-            return [view.to(self.run.device, non_blocking=True) for view in views], undecodable
+            moved = [view.to(device, non_blocking=True) for view in views]
+            return moved, indices, undecodable
         crops, appearances = zip(*views, strict=True)
-        images = torch.cat([crop.to(self.run.device, non_blocking=True) for crop in crops])
-        return list(render(images, torch.cat(appearances)).chunk(len(crops))), undecodable
+        images = torch.cat([crop.to(device, non_blocking=True) for crop in crops])
+        rendered = render(images, torch.cat(appearances)).chunk(len(crops))
+        return list(rendered), indices, undecodable
 
-    def micro_batches(self, views: list[torch.Tensor], position: Position) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of a step's views, normalised. views: (B, 3, H, W) uint8 each."""
-        first = self.run.rank * len(views[0])
+    def micro_batches(
+        self, views: list[torch.Tensor], indices: torch.Tensor, position: Position
+    ) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of a step's views, normalised.
+
+        views: (B, 3, H, W) uint8 each. indices: of their images, (B,) int64.
+        """
+        first, parts = self.run.rank * len(views[0]), self.config.accumulate
         seen = views[: self.framework.student_views]
-        chunks = [normalize(view).chunk(self.config.accumulate) for view in seen]
-        for number, (images, *others) in enumerate(zip(*chunks, strict=True)):
+        chunks = [indices.chunk(parts), *(normalize(view).chunk(parts) for view in seen)]
+        for number, (chosen, images, *others) in enumerate(zip(*chunks, strict=True)):
             start = first + number * len(images)
-            yield MicroBatch(images, position, number, start, tuple(others))
+            yield MicroBatch(images, position, number, start, tuple(others), chosen)
 
     def save(self, position: Position) -> None:
         """Save the run at a position. A collective: all workers call it.

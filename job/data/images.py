@@ -108,7 +108,7 @@ class Images:
     how many undecodable images are skipped in search of a decodable one. left_out: a line about the
     files of `root` that are not among the images, or "". held_out: folders of `root` that are kept
     for validation. hints: {id: text} about images that may be a mistake. reading: (1,) int64, the
-    index of the image read last.
+    index of the image read last, -1 after a black one.
     """
 
     left_out = ""
@@ -190,6 +190,7 @@ class Images:
                 bad[f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}"] = None
             if len(bad) > self.max_bad:
                 break
+        self.reading[0] = -1
         reduction(BLACK, BLACK)
         return np.zeros((BLACK, BLACK, 3), dtype=np.uint8), int(self.labels[index]), list(bad)
 

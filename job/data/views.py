@@ -49,6 +49,14 @@ class RandomViews(Dataset):
         return cropped, torch.from_numpy(appearance)
 
 
+class NumberedViews(RandomViews):
+    """(epoch, index) -> views as in RandomViews, index of the image in them, undecodable files."""
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple:
+        *views, bad = super().__getitem__(draw)
+        return *views, image_read(self.images), bad
+
+
 class OneView(Dataset):
     """(epoch, index) -> view (3, H, W) uint8, label, undecodable files.
 
@@ -78,6 +86,22 @@ class CentreViews(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
         image, label, bad = self.images.read(index)
         return self.view(image), -1 if bad else label, bad
+
+
+class NumberedCrops(CentreViews):
+    """index -> centre crop (3, H, W) uint8, index of the image in it, undecodable files."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
+        view, _, bad = super().__getitem__(index)
+        return view, image_read(self.images), bad
+
+
+def image_read(images: Images) -> int:
+    """Return the index of the image read last, -1 after a black one.
+
+    It differs from the index drawn if another image replaces an undecodable one.
+    """
+    return int(images.reading[0])
 
 
 def collate(items: list[tuple]) -> tuple:

@@ -57,8 +57,9 @@ class Distillation:
             return []
         pairs = [(distiller, self.generator(batch)) for distiller in self.distillers]
         targets: list[list] = [[] for _ in pairs]
+        teacher = self.networks.teacher
         for images in (batch.images, *batch.others)[: self.networks.framework.distilled_views]:
-            features = self.networks.teacher.net(images)  # {"layerN": (b, T, H, W)}
+            features = teacher.features(images, batch.indices)  # {"layerN": (b, T, H, W)}
             if self.momentum:
                 features = features | {MOMENTUM: self.momentum.pooled(images)}  # (b, S)
             for (distiller, generator), views in zip(pairs, targets, strict=True):

@@ -8,6 +8,7 @@ import torch
 from job.cluster import comm
 from job.data import randomness
 from job.data.folders import every_nth_batch
+from job.data.views import NumberedCrops
 from job.distill.base import Change, Distiller, Networks
 from job.distill.momentum import MOMENTUM
 from job.distill.pooled import pooled
@@ -69,7 +70,7 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
 
     A collective. RunError, on all workers: too many images cannot be decoded.
     """
-    run, config, teacher = networks.run, distiller.config, networks.teacher.net
+    run, config, teacher = networks.run, distiller.config, networks.teacher
     student = networks.framework.encoder
     if distiller.batch_statistics:
         student = with_batch_statistics(student)
@@ -79,14 +80,15 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
     losses = torch.zeros(n, dtype=torch.float64, device=run.device)
     generator = torch.Generator(run.device)
     with evaluating(student):
-        crops = centre_crops(networks.images, sample, BATCH, config, run, "loss factor")
-        for number, (inputs, _) in enumerate(crops):
+        images = networks.images
+        crops = centre_crops(images, sample, BATCH, config, run, "loss factor", NumberedCrops)
+        for number, (inputs, indices) in enumerate(crops):
             index = run.rank + number * run.size
             generator.manual_seed(
                 randomness.torch_seed(config.seed, "drop", epoch=0, step=index, sample=0)
             )
             with run.autocast(config.precision):
-                s, t = student(inputs), teacher(inputs)
+                s, t = student(inputs), teacher.features(inputs, indices.cpu())
                 if probe.momentum(config) is not None:
                     t = t | {MOMENTUM: pooled(s)}  # the momentum encoder starts as a copy
                 losses[index] = probe.loss(s, probe.targets(t, generator))

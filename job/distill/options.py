@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from job.declare import option
+from job.evaluate.tables import FORMATS, ending
 from job.networks import ARCHS, check_name
 from job.options import NETWORK, Options
 
@@ -12,7 +13,10 @@ LOSS_SHARE = (
     "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with "
     "MoCo; the run computes the factor from it (0: use --loss-factor)"
 )
-TEACHER = "checkpoint of the teacher, or hub:NAME; without a teacher there is no distillation"
+TEACHER = (
+    "checkpoint of the teacher, or hub:NAME, or a .npy file of its features by job.embed; without "
+    "a teacher there is no distillation"
+)
 TEACHER_ARCH = f"the teacher's {NETWORK} (default: detected from its file)"
 TEACHER_SIZE = (
     "side in pixels to which the teacher's images are resized; not for torchvision's ResNets "
@@ -36,3 +40,8 @@ class DistillOptions(Options):
     loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
     distill_weights: list[float] = option([], WEIGHTS, at_least=0.0, many=True)
     loss_ramp: bool = option(False, LOSS_RAMP)
+
+
+def is_feature_file(teacher: str) -> bool:
+    """Return whether --teacher is a file of features, by its ending."""
+    return ending(teacher) in FORMATS

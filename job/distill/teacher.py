@@ -42,6 +42,14 @@ class Teacher:
         """The channels of each stage's maps {stage: T} and of the pooled features {"pooled": T}."""
         return self.outline.widths
 
+    def features(self, images: torch.Tensor, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of normalised images (b, 3, H, W).
+
+        indices: of the images in the run's set, (b,) int64 on the CPU. A network ignores them.
+        """
+        features: dict[str, torch.Tensor] = self.net(images)
+        return features
+
     def state(self) -> dict[str, torch.Tensor]:
         """Return its tensors by name."""
         return {f"teacher.{name}": value for name, value in self.net.state_dict().items()}

@@ -26,17 +26,19 @@ def centre_crops(
     config: Common,
     run: Run,
     what: str,
+    kind: type[CentreViews] = CentreViews,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield this worker's batches: normalised centre crops (b, 3, H, W) and labels (b,).
 
-    A collective. A label is -1 if the image is undecodable or has none.
+    A collective. A label is -1 if the image is undecodable or has none. With the `kind`
+    NumberedCrops, the indices of the images in the crops are in place of the labels.
     chosen: indices of `images`. batch: images at a time, for any number of workers. what: the name
     of the pass in the log.
     RunError, on all workers: too many undecodable files.
     Stopped, on all workers: a signal came.
     """
     batches = every_nth_batch(chosen, batch, run.rank, run.size)
-    views = run.batches(CentreViews(images, config.image_size), batches, config.workers)
+    views = run.batches(kind(images, config.image_size), batches, config.workers)
     bad: list[str] = []
     for done in run.rounds(len(every_nth_batch(chosen, batch, 0, run.size))):
         if done <= len(batches):  # rank 0 can have one batch more

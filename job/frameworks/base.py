@@ -16,6 +16,8 @@ from job.networks import ARCHS, Network, build_network
 from job.options import Options
 from job.position import Position
 
+NO_INDICES = torch.zeros(0, dtype=torch.int64)
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -26,6 +28,7 @@ class MicroBatch:
     index: int  # of the micro-batch in the worker's batch, from 0
     first: int  # index of its first image in the total batch
     others: tuple[torch.Tensor, ...] = ()  # further views through the student, like `images`
+    indices: torch.Tensor = NO_INDICES  # (b,) int64, of the images in the set; on the CPU
 
 
 @dataclass(frozen=True)

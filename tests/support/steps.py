@@ -47,7 +47,8 @@ def train(training, batches, before_average=lambda: None):
     names = training.distillation.names
     journal = Journal(training.run, config, framework, names, expectation)
     journal.start_epoch(0, config.lr)
-    train_epoch(training, iter([(views, []) for views in batches]), journal, 0, range(steps))
+    given = [(views, torch.arange(len(views[0])), []) for views in batches]
+    train_epoch(training, iter(given), journal, 0, range(steps))
     return journal
 
 

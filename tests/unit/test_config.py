@@ -511,6 +511,15 @@ def test_teacher_of_a_file_or_of_resume_counts(write_yaml, line):
         assert read_config(["DIR", *teacher, *line.split()])
 
 
+@pytest.mark.parametrize("line", ["--teacher-arch resnet50", "--teacher-size 9"])
+def test_file_of_features_has_no_network(write_yaml, line):
+    name, value = line[2:].replace("-", "_").split()
+    path = write_yaml(f"{{{name}: {value}, teacher: t.npy}}")
+    reason = "no effect with --teacher t.npy, a file of features; leave it out"
+    assert refused("DIR", "--teacher", "t.npy", *line.split()) == f"{line}: {reason}"
+    assert str(getattr(read_config(["DIR", "--config", path]), name)) == value
+
+
 @pytest.mark.parametrize("setting", ["headless", "seed"])
 def test_similarity_m_needs_a_momentum_encoder(setting):
     line = ["DIR", "--teacher", "t", "--distill", "similarity", "--similarity", setting]

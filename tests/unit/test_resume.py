@@ -629,7 +629,7 @@ def test_restore_refuses_other_teacher(training, before):
     )
     saved["optimizer"] = training.optimizer.state_dict()
     if before == "another":
-        message = "--teacher t: weights of SHA-256 a digest; expected another, the teacher old.pth"
+        message = "--teacher t: content of SHA-256 a digest; expected another, the teacher old.pth"
         assert refused(restore, saved, training).startswith(message)
     else:
         assert restore(saved, training) == (3, 0)

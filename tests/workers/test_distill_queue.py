@@ -18,7 +18,7 @@ TOTAL, K, STEPS = 8, 20, 4
 class Teacher:
     """Maps that depend only on the image."""
 
-    def net(self, images):
+    def features(self, images, indices):
         return {
             "layer4": images.mean((1, 2, 3))[:, None, None, None]
             * torch.arange(1.0, T + 1).view(1, T, 1, 1)
@@ -71,7 +71,9 @@ def test_queue_equals_one_worker_s(run, monkeypatch, accumulate, setting):
     distiller = build("similarity", similarity=setting, similarity_k=K)
     for step in range(STEPS):
         images = torch.rand(TOTAL, 3, 2, 2, generator=torch.Generator().manual_seed(step))
-        features = Teacher().net(images) | {MOMENTUM: Follower(None, None).pooled(images)}
+        features = Teacher().features(images, None) | {
+            MOMENTUM: Follower(None, None).pooled(images)
+        }
         distiller.after_update(distiller.targets(features, None))
     same = torch.equal(queue, distiller.module.queue)
     assert all(allgather(same, "queue")) and distiller.module.queue_ptr.item() == STEPS * TOTAL % K

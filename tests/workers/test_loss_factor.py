@@ -11,6 +11,7 @@ from PIL import Image
 from job.distill import loss_factor
 from job.distill.base import Networks
 from job.distill.mgd import MGD
+from job.distill.teacher import Teacher
 from job.config import Config
 from job.data.folders import scan
 from job.cluster.objects import allgather
@@ -41,7 +42,7 @@ def training(run, tmp_path, monkeypatch):
     framework = SimpleNamespace(
         encoder=with_features(student, STAGES), reference=math.log(100), reference_text="ln(100)"
     )
-    teacher = SimpleNamespace(net=with_features(teacher, STAGES).eval())
+    teacher = Teacher(with_features(teacher, STAGES).eval(), norms={}, digest="", shown="")
     return distiller, Networks(run, scan(str(tmp_path), "train", max_bad=5), framework, teacher)
 
 

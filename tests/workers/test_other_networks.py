@@ -85,7 +85,7 @@ def train(training, steps, stop=None):
         for step in steps:
             if step == stop and comm.rank() == comm.size() - 1:
                 training.run.stop.signal = 15
-            yield views(training, step), []
+            yield views(training, step), torch.arange(NB // comm.size()), []
 
     try:
         train_epoch(training, batches(), journal, 0, steps)

@@ -13,6 +13,7 @@ from job.evaluate import knn
 from job.distill import mgd, loss_factor
 from job.distill.base import Networks
 from job.distill.mgd import MGD
+from job.distill.teacher import Teacher
 from job.cluster import comm
 from job.config import Config
 from job.data.folders import scan
@@ -64,7 +65,7 @@ def training(run, networks, tmp_path, monkeypatch):
     framework = SimpleNamespace(
         encoder=with_features(student, STAGES).train(), reference=4.6, reference_text="ln(100)"
     )
-    teacher = SimpleNamespace(net=with_features(teacher, STAGES).eval())
+    teacher = Teacher(with_features(teacher, STAGES).eval(), norms={}, digest="", shown="")
     networks = Networks(run, images, framework, teacher)
     return SimpleNamespace(
         config=config,

@@ -242,7 +242,8 @@ def test_baseline_step_is_ours(recipe, tmp_path):
         journal.start_epoch(0, 0.03)
         for step, tolerance in enumerate((1e-5, 1e-3)):
             query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)
-            train_epoch(training, iter([([query, key], [])]), journal, 0, range(step, step + 1))
+            batch = [query, key], torch.arange(8), []
+            train_epoch(training, iter([batch]), journal, 0, range(step, step + 1))
             theirs = plain.step(normalize(query).contiguous(), normalize(key).contiguous())
             ours = journal.records[-1]
             assert ours["loss"] == pytest.approx(theirs, rel=tolerance)

@@ -1,10 +1,12 @@
 """Files for --teacher, --pretrained and job.export: other networks, damaged, hostile."""
 
+import json
 import os
 import pickle
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -195,11 +197,52 @@ FILES = {
 }
 
 
+def features(path, images, of_array=np.asarray, of_paths=list):
+    """Write features of all images, changed by `of_array` and `of_paths`."""
+    paths = sorted(str(each.relative_to(images)) for each in images.rglob("*.*"))
+    rows = np.random.default_rng(0).standard_normal((len(paths), 6), dtype=np.float32)
+    with path.open("wb") as file:
+        np.save(file, of_array(rows))
+    content = {"paths": of_paths(paths), "arch": "resnet50", "features": "pooled"}
+    path.with_suffix(".json").write_text(json.dumps(content))
+
+
+# File of features: changes of its array and paths, options, and parts of the error.
+SIMREG = "--distill simreg"
+FEATURES = {
+    "features.npy": ({}, "--distill simreg similarity --similarity-k 4"),
+    "in half precision.npy": ({"of_array": np.float16}, SIMREG),
+    "for maps.npy": ({}, "", "--distill mgd", "has no maps", "Use one of: simreg, similarity"),
+    "for a head.npy": ({}, "--distill disco", "--distill disco", "the teacher's head"),
+    "with a network.npy": ({}, f"{SIMREG} --teacher-arch resnet50", "no effect", "leave it out"),
+    "resized.npy": ({}, f"{SIMREG} --teacher-size 64", "no effect", "leave it out"),
+    "without a row.npy": (
+        {"of_array": lambda rows: rows[1:], "of_paths": lambda paths: paths[1:]},
+        SIMREG,
+        "no row for 1 of 8 images, such as ",
+        "job.embed",
+    ),
+    "of another folder.npy": (
+        {"of_paths": lambda paths: [f"other/{each}" for each in paths]},
+        SIMREG,
+        "no row for 8 of 8 images, such as ",
+        "the file has other/",
+    ),
+    "fewer rows.npy": ({"of_array": lambda rows: rows[1:]}, SIMREG, "11 rows and 12 paths in "),
+    "infinite.npy": ({"of_array": lambda rows: rows / 0.0}, SIMREG, "row 0, of ", "not finite"),
+    "whole numbers.npy": ({"of_array": np.int64}, SIMREG, "an array (12, 6) of int64; expected"),
+    "one dimension.npy": ({"of_array": np.ravel}, SIMREG, "an array (72,) of float32; expected"),
+    "features.parquet": ({}, SIMREG, "expected a file ending in .npy", "job.embed"),
+}
+
+
 @pytest.fixture(scope="module")
 def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     for name, (make, *_) in FILES.items():
         make(folder / name)
+    for name, (changes, *_) in FEATURES.items():
+        features(folder / name, good, **changes)
     return {"good": good, "folder": folder}
 
 
@@ -259,7 +302,15 @@ CHANNELS = [
 ]
 
 
-CASES = TEACHERS + PRETRAINED + EXPORTED + CHANNELS
+OF_FEATURES = [
+    Case(
+        f"features: {name}",
+        ["{good}", *SMALL, *options.split(), "--teacher", f"{{folder}}/{name}"],
+        parts and (name, *parts),
+    )
+    for name, (_, options, *parts) in FEATURES.items()
+]
+CASES = TEACHERS + PRETRAINED + EXPORTED + CHANNELS + OF_FEATURES
 SHORT = [
     "job.train: torchvision.pth",
     "job.train: not a ResNet.pth",
@@ -271,6 +322,9 @@ SHORT = [
     "job.linear: only code.pkl",
     "job.export: cut.safetensors",
     "a teacher of another network",
+    "features: features.npy",
+    "features: for maps.npy",
+    "features: infinite.npy",
 ]
 
 

@@ -12,6 +12,7 @@ from job.cluster import comm
 from job.cluster.stop import Stopped
 from job.distill.base import Change, Distiller, Networks
 from job.distill.distillation import Distillation
+from job.distill.teacher import Teacher
 from job.frameworks.base import MicroBatch, Output
 from job.position import START, Position
 
@@ -61,9 +62,7 @@ def together(seen=None, sizes=(1.0, 4.0), **options):
     config = Config(**options)
     run = SimpleNamespace(lines=[], log=None, device=torch.device("cpu"))
     run.log = SimpleNamespace(line=run.lines.append, record=lambda *_, **__: None)
-    teacher = SimpleNamespace(
-        net=Counted(), digest="abc", state=lambda: {"teacher.w": torch.ones(1)}
-    )
+    teacher = Teacher(Counted(), norms={}, digest="abc", shown="")
     framework = SimpleNamespace(encoder=Counted(), reference=3.0, reference_text="three")
     framework.distilled_views = 1
     distillers = [
@@ -192,7 +191,8 @@ def test_losses_use_each_distiller_weight(monkeypatch, options):
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0], [1.0, 0.0]], ids=str)
 def test_measured_losses_sum_to_loss_share(monkeypatch, share, weights):
     """The fractions follow the weights, by default equal ones. The losses differ by far in size."""
-    monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
+    crops = [(torch.zeros(2, 3, 4, 4), torch.arange(2))]
+    monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: crops)
     options = {"distill": ["gram", "mgd"], "distill_weights": weights, "loss_share": share}
     both, _ = together(sizes=(1.0, 4e6), **options)
     for distiller in both.distillers:

@@ -15,6 +15,7 @@ from job.distill.base import Networks
 from job.distill.mgd import MGD
 from job.distill.momentum import MOMENTUM
 from job.distill.pooled import pooled
+from job.distill.teacher import Teacher
 from job.config import Config
 from job.data.loader import Batches
 from job.data.folders import scan
@@ -95,7 +96,7 @@ def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options)
     framework = SimpleNamespace(
         encoder=nets[0].train(), reference=math.log(100), reference_text="ln(100)"
     )
-    teacher = SimpleNamespace(net=nets[1].eval())
+    teacher = Teacher(nets[1].eval(), norms={}, digest="", shown="")
     return distiller, Networks(
         StandIn(rank, size), scan(str(folder), "train", max_bad=5), framework, teacher
     )

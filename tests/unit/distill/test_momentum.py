@@ -103,7 +103,7 @@ def together(momenta, views=1):
     config = SimpleNamespace(momenta=momenta, loss_factor=1.0, seed=0)
     framework = new()
     framework.distil(views)
-    teacher = SimpleNamespace(net=lambda images: {"layer4": images})
+    teacher = SimpleNamespace(features=lambda images, indices: {"layer4": images})
     distillers = [Keeper(config, name) for name in ("one", "two")]
     return Distillation(config, Networks(None, None, framework, teacher), distillers)
 
