@@ -283,7 +283,7 @@ def load_features(
         net=nn.Identity(),
         norms={},
         digest=hashlib.sha256(content.encode()).hexdigest()[:16],
-        shown="a file of features",
+        shown=f"features in {path}",
         outline=Outline(T),
         rows=rows,
         images=images,

@@ -78,6 +78,6 @@ def test_resume_refuses_another_file(start_job, data, features, tmp_path):
     assert first == second | {"time": first["time"], "path": str(features)}
     assert first["arch"] == "features of resnet18"
     command = [sys.executable, "-m", "job.export", tmp_path / "run" / "last.pth.tar"]
-    subprocess.run([*command, tmp_path / "model.safetensors"], check=True, timeout=300)
+    subprocess.run([*command, tmp_path / "model.onnx"], check=True, timeout=300)
     card = (tmp_path / "model.md").read_text()
     assert "- Teacher: `features of resnet18` from `copied.npy`, digest `" in card

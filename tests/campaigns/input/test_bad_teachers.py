@@ -229,7 +229,7 @@ FEATURES = {
         "the file has other/",
     ),
     "fewer rows.npy": ({"of_array": lambda rows: rows[1:]}, SIMREG, "11 rows and 12 paths in "),
-    "infinite.npy": ({"of_array": lambda rows: rows / 0.0}, SIMREG, "row 0, of ", "not finite"),
+    "infinite.npy": ({"of_array": lambda rows: rows * np.inf}, SIMREG, "row 0, of ", "not finite"),
     "whole numbers.npy": ({"of_array": np.int64}, SIMREG, "an array (12, 6) of int64; expected"),
     "one dimension.npy": ({"of_array": np.ravel}, SIMREG, "an array (72,) of float32; expected"),
     "features.parquet": ({}, SIMREG, "expected a file ending in .npy", "job.embed"),

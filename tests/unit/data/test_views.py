@@ -11,7 +11,7 @@ from job.data import images as images_module
 from job.data import views as views_module
 from job.data.folders import scan
 from job.data.loader import Batches
-from job.data.views import CentreViews, OneView, RandomViews, collate
+from job.data.views import CentreViews, NumberedCrops, NumberedViews, OneView, RandomViews, collate
 from job.data.augment import CentreView, ClassifierView, RandomView
 from job.data.randomness import counter
 from job.data.render import render
@@ -272,3 +272,25 @@ def test_views_name_a_replaced_image(tmp_path):
     assert labels.tolist() == [1, 1]
     assert measured.tolist() == [-1, 1]
     assert torch.equal(*views)
+
+
+@pytest.mark.parametrize(("max_bad", "read"), [(1, 1), (0, -1)])
+def test_numbered_items_have_the_index_of_the_image_read(tmp_path, max_bad, read):
+    """The next image replaces the undecodable one, or a black one, which has no index."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(b"x")
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (20, 20), "red").save(folder / name)
+    images, draws = scan(str(tmp_path), "train", max_bad=max_bad), [0, 1, 2, 0]
+    view = RandomView(SIZE, False)
+    for rendered in (True, False):
+        numbered = NumberedViews(images, view, 2, 0, rendered)
+        plain = RandomViews(images, view, 2, 0, rendered)
+        [batch] = Batches(numbered, [[(4, index) for index in draws]], 1)
+        [expected] = Batches(plain, [[(4, index) for index in draws]], 0)
+        assert batch[2].tolist() == [read, 1, 2, read] and batch[2].dtype == torch.int64
+        assert same([*batch[:2], batch[3]], expected)
+    [(crops, indices, bad)] = Batches(NumberedCrops(images, SIZE), [draws], 1)
+    assert indices.tolist() == [read, 1, 2, read] and len(bad) == 2
+    assert same(crops, next(Batches(CentreViews(images, SIZE), [draws], 0))[0])

@@ -264,7 +264,7 @@ def test_distillers_of_maps_are_refused(path, distill):
     config = Config(data="data", teacher=str(path), distill=[distill])
     student = network_outline("resnet18", "imagenet", 64, 64)
     message = refused(check_fit, config, [DISTILLERS[distill]], DISTILLERS, student, teacher)
-    assert message.startswith(f"--distill {distill}: the teacher (a file of features) has no maps")
+    assert message.startswith(f"--distill {distill}: the teacher (features in {path}) has no maps")
     assert message.endswith(". Use one of: simreg, similarity")
 
 
