@@ -90,18 +90,16 @@ class Rows:
         def read() -> None:
             for row, number in zip(rows, numbers, strict=True):
                 if number >= 0:
-                    row[:] = self.content(number, 1)
+                    self.fill(row, number)
 
         patient(read, self.path)
         return self.values(rows)
 
-    def content(self, first: int, count: int) -> np.ndarray:
-        """Return the bytes of rows, (n,) uint8. OSError: the file has become shorter."""
-        size = count * self.bytes
-        content = os.pread(self.file.fileno(), size, self.start + first * self.bytes)
-        if len(content) < size:
+    def fill(self, content: np.ndarray, first: int) -> None:
+        """Read the bytes of rows from `first` on. OSError: the file has become shorter."""
+        start = self.start + first * self.bytes
+        if os.preadv(self.file.fileno(), [content.data], start) < content.nbytes:
             raise OSError("the file has become shorter")
-        return np.frombuffer(content, dtype=np.uint8)
 
     def values(self, content: np.ndarray) -> np.ndarray:
         """Return the values (n, T) float32 of rows' bytes. Too large ones are infinite."""
@@ -117,10 +115,10 @@ class Rows:
         rows = max(1, BLOCK // self.bytes)  # of a block
         digests, invalid = [], -1
         for first in range(rank * rows, n, size * rows):
-            count = min(rows, n - first)
-            content = patient(partial(self.content, first, count), self.path)
+            content = np.empty((min(rows, n - first), self.bytes), dtype=np.uint8)
+            patient(partial(self.fill, content, first), self.path)
             digests.append(hashlib.sha256(content.data).hexdigest())
-            finite = np.isfinite(self.values(content.reshape(count, -1))).all(1)
+            finite = np.isfinite(self.values(content)).all(1)
             if invalid < 0 and not finite.all():
                 invalid = first + int(finite.argmin())
         return digests, invalid
