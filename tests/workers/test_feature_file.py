@@ -11,6 +11,7 @@ import torch
 
 from job.cluster import comm
 from job.cluster.objects import allgather
+from job.distill.feature_file import check_rows, find_rows
 from job.errors import RunError
 from job.position import Position
 from steps import build_training
@@ -78,7 +79,7 @@ def test_targets_are_rows_of_the_images_read(run, tmp_path, accumulate, loaders)
 def test_factor_is_measured_on_rows(run, tmp_path, distill):
     """It is the same on all workers, and depends on the rows."""
     factors = []
-    for name, added in (("one", {}), ("other", {0: 1, 1: 1})):
+    for name, added in (("one", {}), ("other", {1: 1, 3: 1})):
         options = {"distill": [distill], "similarity_k": 8, "loss_share": 2.0}
         training = build(run, tmp_path / name, bad=[2], added=added, **options)
         training.distillation.before_epoch(0)
@@ -87,12 +88,18 @@ def test_factor_is_measured_on_rows(run, tmp_path, distill):
     assert all(each == factors for each in every) and factors[0] != factors[1]
 
 
-def test_digest_is_of_the_content(run, tmp_path):
+def test_digest_is_of_the_content(run, tmp_path, monkeypatch):
+    """It is the same for any number of workers."""
+    monkeypatch.setattr("job.distill.feature_file.BLOCK", 4 * T)  # bytes of a row
     digests = []
     for name, added in (("one", {}), ("same", {}), ("other", {B - 1: 1})):
         digests.append(build(run, tmp_path / name, added=added).distillation.digest)
+    teacher = build(run, tmp_path / "last").distillation.networks.teacher
+    found = find_rows(teacher.rows.path, teacher.images)
+    together = check_rows(teacher.rows, found, teacher.images, run)
     every = allgather(digests, "digests")
     one, same, other = digests
+    assert together == teacher.rows.check(0, 1)[0] and len(together) == comm.size() * B
     assert one == same != other and all(each == digests for each in every)
 
 
