@@ -9,6 +9,7 @@ names.
 targets: a distiller's view of the teacher's features, the input of its loss.
 factor: the divisor of the distillation loss. share: the distillation loss at the start, as a
 multiple of the framework's reference loss.
+row: an image's pooled features of the teacher in a file, as in job/evaluate.
 matching, refresh: MGD's assignment of teacher channels to student channels, and its computation.
 """
 
