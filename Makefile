@@ -66,7 +66,7 @@ help:
 	@echo '                  FORM=small (about 4 hours), longer (more epochs), simsiam (an hour),'
 	@echo '                  distillers (all), distillers-long (the best, more epochs).'
 	@echo '                  On a GPU: FORM=full, distillers-full'
-	@echo 'make bench        measure speed against a plain baseline (about 15 minutes)'
+	@echo 'make bench        measure speed against a plain baseline (about 20 minutes)'
 	@echo 'make bench-quick  check that the bench works (about 3 minutes)'
 	@echo 'make lint         check style, types and spelling'
 	@echo 'make lock         pin the versions and hashes of all packages (UPGRADE=--upgrade: the'

@@ -1,4 +1,4 @@
-"""Measure the speed and memory of the job. `make bench` needs about 15 minutes on two cores.
+"""Measure the speed and memory of the job. `make bench` needs about 20 minutes on two cores.
 
     python tests/campaigns/bench/bench.py [--quick] [--only PART ...]
 
