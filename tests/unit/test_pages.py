@@ -338,7 +338,7 @@ def test_step_times_equal_the_bench_s():
         known["alone"][0] = "1"
     assert shown == known
     over = {f"method_{method}_over_{kind}" for method in shown for kind in kinds}
-    assert [figure for figure in figures if "_over_" in figure and figure not in over] == []
+    assert {figure for figure in figures if re.match("method_.*_over_", figure)} <= over
     steps = re.findall(r"\| ([\d.]+) \|$", pages.section("README.md", "## Results"), re.MULTILINE)
     assert steps == ["1", *(shown[method][0] for method in ("mgd", "mgd", "gram", "disco"))]
 
