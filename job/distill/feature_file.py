@@ -33,7 +33,7 @@ from moco.copies import to_device
 
 WRITE = "Write it by: python -m job.embed DIR --pretrained TEACHER --out FILE.npy"
 BLOCK = 2**24  # bytes of rows that a worker checks at a time
-LARGEST_PATHS = 2**32  # bytes of the .json file
+LARGEST, LARGEST_PATHS = 2**60, 2**32  # bytes of the array, and of the .json file
 
 
 @travels
@@ -62,11 +62,11 @@ class Rows:
     def __init__(self, path: str):
         self.path = path
         try:
-            self.file: BinaryIO = open_regular(path, 2**60)
+            self.file: BinaryIO = open_regular(path, LARGEST)
             self.shape, columns_first, self.dtype = read_header(self.file)
         except OSError as error:
             raise RunError(f"--teacher {path}: {error.strerror or error}. {WRITE}") from None
-        except ValueError:
+        except Exception:  # NumPy raises several types on damaged bytes
             raise self.refused("no NumPy array") from None
         if self.dtype.kind != "f" or len(self.shape) != 2 or min(self.shape) < 1:
             raise self.refused(f"an array {self.shape} of {self.dtype}")
@@ -127,11 +127,14 @@ class Rows:
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Return an array's shape, whether its columns come first, and its type.
 
-    ValueError: the file does not begin with a NumPy array's header.
+    Exception: the file does not begin with the header of an array that can exist.
     """
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(file)
+    if max(shape, default=0) > LARGEST:
+        raise ValueError
+    return shape, columns_first, dtype
 
 
 def read_companion(path: str) -> dict[str, Any]:

@@ -106,6 +106,16 @@ def rewritten(text):
     return make
 
 
+def headed(header):
+    """Return a function that writes a file with another header."""
+
+    def make(path):
+        text = header.encode().ljust(117) + b"\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+
+    return make
+
+
 def without_paths(path):
     np.save(path, ROWS)
 
@@ -131,6 +141,12 @@ ERRORS = {
     "no array": (lambda path: path.write_bytes(b"some text"), "no NumPy array; expected an array"),
     "empty": (lambda path: path.write_bytes(b""), "no NumPy array; expected an array"),
     "archive": (archive, "no NumPy array; expected an array"),
+    "open bracket": (headed("{'descr': '<f4', ("), "no NumPy array; expected an array"),
+    "no type": (headed("{'descr': '?9', 'fortran_order': 0, 'shape': ()}"), "no NumPy array"),
+    "impossible": (
+        headed("{'descr': '<f4', 'fortran_order': False, 'shape': (0x" + 50 * "f" + ", 3)}"),
+        "no NumPy array; expected an array",
+    ),
     "objects": (pickled, "of object; expected an array (images, features) of floats"),
     "whole numbers": (partial(write, rows=ROWS.astype(int)), "an array (4, 3) of int64; expected"),
     "one dimension": (partial(write, rows=ROWS[:, 0]), "an array (4,) of float32; expected"),
