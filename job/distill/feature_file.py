@@ -24,7 +24,7 @@ from job.distill.base import Distiller
 from job.distill.options import DistillOptions
 from job.distill.teacher import Teacher
 from job.engine.run import Run
-from job.errors import RunError
+from job.errors import RunError, WorkerError
 from job.evaluate.tables import companion, ending
 from job.files import open_regular, patient
 from job.networks import UNDER_HEAD, Outline
@@ -32,6 +32,7 @@ from job.text import plural
 from moco.copies import to_device
 
 WRITE = "Write it by: python -m job.embed DIR --pretrained TEACHER --out FILE.npy"
+EXPECTED = "expected an array (images, features) of floats"
 BLOCK = 2**24  # bytes of rows that a worker checks at a time
 LARGEST, LARGEST_PATHS = 2**60, 2**32  # bytes of the array, and of the .json file
 
@@ -71,16 +72,16 @@ class Rows:
         if self.dtype.kind != "f" or len(self.shape) != 2 or min(self.shape) < 1:
             raise self.refused(f"an array {self.shape} of {self.dtype}")
         if columns_first:
-            raise self.refused("an array in Fortran's order")
+            c_order = "expected one in C's order, as numpy.ascontiguousarray returns"
+            raise self.refused("an array in Fortran's order", c_order)
         self.start, self.bytes = self.file.tell(), self.shape[1] * self.dtype.itemsize
         size = os.fstat(self.file.fileno()).st_size
         if size != (expected := self.start + self.shape[0] * self.bytes):
             problem = f"{size} bytes; expected {expected}, as its header says"
             raise RunError(f"--teacher {path}: {problem}. {WRITE}")
 
-    def refused(self, problem: str) -> RunError:
+    def refused(self, problem: str, expected: str = EXPECTED) -> RunError:
         """Return the error of a file with another content."""
-        expected = "expected an array (images, features) of floats"
         return RunError(f"--teacher {self.path}: {problem}; {expected}. {WRITE}")
 
     def read(self, numbers: Sequence[int]) -> np.ndarray:
@@ -194,7 +195,7 @@ def match(path: str, paths: list[str], bad: set[str], images: Images) -> np.ndar
     names = images.names.all()
     check_names(path, names, images)
     row_of = {name: number for number, name in enumerate(paths)}
-    folder = f"{os.path.basename(images.root)}/"
+    folder = f"{os.path.basename(os.path.abspath(images.root))}/"
     found = []
     for prefix in (folder, ""):
         rows = (row_of.get(prefix + name, -1) for name in names)
@@ -237,19 +238,30 @@ class FeatureTeacher(Teacher):
     def features(self, images: torch.Tensor, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the pooled features of the images `indices`, {"pooled": (b, T)}.
 
-        A black image, which ends the run, has zeros. RunError: an image without a row, because
-        job.embed could not decode it.
+        A black image, which ends the run, has zeros. WorkerError: the disk fails, or an image has
+        no row, because job.embed could not decode it.
         """
-        chosen = indices.numpy()
-        numbers = np.where(chosen >= 0, self.numbers[chosen], -1)
-        without = chosen[(numbers < 0) & (chosen >= 0)]
+        numbers = self.rows_of(indices.numpy()).tolist()
+        try:
+            rows = torch.from_numpy(self.rows.read(numbers))  # (b, T)
+        except RunError as error:
+            raise WorkerError(str(error), error.code) from None
+        return {UNDER_HEAD: to_device(rows, images.device)}
+
+    def rows_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return the row of each image `indices`, (b,) int64; -1: a black one.
+
+        WorkerError: an image has no row. Other workers have other images, and no error.
+        """
+        numbers = np.where(indices >= 0, self.numbers[indices], -1)
+        without = indices[(numbers < 0) & (indices >= 0)]
         if len(without):
             image = self.images.path(int(without[0]))
             problem = f"no row for {image}, which job.embed could not decode"
             fix = "Run job.embed again, and start a new run"
-            raise RunError(f"--teacher {self.rows.path}: {problem}; expected its features. {fix}")
-        rows = torch.from_numpy(self.rows.read(numbers.tolist()))
-        return {UNDER_HEAD: to_device(rows, images.device)}
+            message = f"--teacher {self.rows.path}: {problem}; expected its features. {fix}"
+            raise WorkerError(message, code=2)
+        return numbers
 
 
 def load_features(

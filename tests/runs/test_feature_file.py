@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from job.data.folders import scan
 from runs import differences, of_kind
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 32 --batch-size 8 --epochs 2".split()
@@ -81,3 +82,24 @@ def test_resume_refuses_another_file(start_job, data, features, tmp_path):
     subprocess.run([*command, tmp_path / "model.onnx"], check=True, timeout=300)
     card = (tmp_path / "model.md").read_text()
     assert "- Teacher: `features of resnet18` from `copied.npy`, digest `" in card
+
+
+def test_worker_without_a_row_prints_the_error(start_job, data, features, tmp_path):
+    """The image was undecodable for job.embed. Only rank 1 reads it."""
+    repaired = shutil.copytree(data, tmp_path / "images")
+    image = repaired / "train" / "class0" / "12.png"
+    shutil.copy(image.with_name("0.png"), image)
+    images = scan(str(repaired), "train")
+    index, batch, steps = images.names.all().index("class0/12.png"), 8, 6
+    seed = next(
+        seed
+        for seed in range(99)
+        if index in images.order(seed, 0, batch)[: steps * batch].reshape(steps, 2, -1)[:, 1]
+    )
+    argv = ["--distill", "simreg", "--loss-share", 0, "--loss-factor", 1, "--seed", seed]
+    job = start_job(2, tmp_path / "run", options(repaired, features, *argv))
+    output = job.finish()
+    assert job.process.returncode == 2
+    first = next(line for line in output.splitlines() if "error: " in line)
+    assert "error: rank 1 on " in first
+    assert f"--teacher {features}: no row for {image}, which job.embed could not decode" in first

@@ -17,6 +17,7 @@ from job.distill import feature_file
 from job.distill.feature_file import FeatureTeacher, Rows, find_rows, load_features, match
 from job.distill.fit import check_fit
 from job.distill.options import is_feature_file
+from job.errors import WorkerError
 from job.files import ReadError
 from job.networks import network_outline
 
@@ -66,6 +67,7 @@ PLACES = {
     "the folder above": (folder("some/photos"), "photos/"),
     "the validation split": (folder("data/val"), "val/"),
     "a list": (folder("list.txt"), ""),
+    "a slash at the end": (folder("some/photos/"), "photos/"),
 }
 
 
@@ -125,6 +127,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def damaged(path):
+    """numpy raises a TokenError for a bracket without its end."""
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"}", b" "))
+
+
 def pickled(path):
     write(path, np.array([[{}]] * N, dtype=object))
 
@@ -140,6 +148,7 @@ ERRORS = {
     "missing": (lambda path: None, "No such file or directory"),
     "no array": (lambda path: path.write_bytes(b"some text"), "no NumPy array; expected an array"),
     "empty": (lambda path: path.write_bytes(b""), "no NumPy array; expected an array"),
+    "damaged header": (damaged, "no NumPy array; expected an array"),
     "archive": (archive, "no NumPy array; expected an array"),
     "open bracket": (headed("{'descr': '<f4', ("), "no NumPy array; expected an array"),
     "no type": (headed("{'descr': '?9', 'fortran_order': 0, 'shape': ()}"), "no NumPy array"),
@@ -151,7 +160,10 @@ ERRORS = {
     "whole numbers": (partial(write, rows=ROWS.astype(int)), "an array (4, 3) of int64; expected"),
     "one dimension": (partial(write, rows=ROWS[:, 0]), "an array (4,) of float32; expected"),
     "no rows": (partial(write, rows=ROWS[:0], paths=[]), "an array (0, 3) of float32; expected"),
-    "columns first": (partial(write, rows=np.asfortranarray(ROWS)), "an array in Fortran's order"),
+    "columns first": (
+        partial(write, rows=np.asfortranarray(ROWS)),
+        "an array in Fortran's order; expected one in C's order, as numpy.ascontiguousarray",
+    ),
     "cut": (cut, "175 bytes; expected 176, as its header says"),
     "no paths": (without_paths, "no ", "teacher.json next to it; expected the paths of its images"),
     "no JSON": (rewritten("paths"), "teacher.json has no paths; expected a list"),
@@ -265,6 +277,16 @@ def test_file_that_becomes_shorter_is_an_error(path, monkeypatch):
         rows.read([3])
 
 
+def test_worker_whose_disk_fails_prints_the_error(path, monkeypatch):
+    """Only rank 0 prints a RunError, and it may read other rows."""
+    monkeypatch.setattr("job.files.PAUSES", ())
+    teacher = load(write(path))
+    cut(path)
+    with pytest.raises(WorkerError, match=f"^cannot read {path}: the file has become") as caught:
+        teacher.features(torch.zeros(1, 3, 2, 2), torch.tensor([3]))
+    assert caught.value.code == 1
+
+
 @pytest.mark.parametrize(
     ("distill", "options"), [("disco", {}), ("similarity", {"similarity": "seed"})]
 )
@@ -296,5 +318,8 @@ def test_repaired_image_without_a_row_is_an_error(path):
     bad = [["train/a/1.png", "no image of a known format"]]
     teacher = load(write(path, ROWS[[0, 2, 3]], np.delete(NAMES, 1), undecodable=bad))
     assert isinstance(teacher, FeatureTeacher)
-    message = refused(teacher.features, torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))
-    assert message.startswith(f"--teacher {path}: no row for data/train/a/1.png, which job.embed")
+    with pytest.raises(WorkerError) as caught:
+        teacher.features(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))
+    assert caught.value.code == 2
+    start = f"--teacher {path}: no row for data/train/a/1.png, which job.embed"
+    assert str(caught.value).startswith(start)
