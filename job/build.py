@@ -15,7 +15,7 @@ from job.data.images import Images
 from job.distill import DISTILLERS, Distiller
 from job.distill.base import Networks
 from job.distill.distillation import Distillation
-from job.distill.feature_file import load_features
+from job.distill.feature_teacher import load_features
 from job.distill.fit import check_fit
 from job.distill.momentum import MOMENTUM
 from job.distill.options import is_feature_file

@@ -11,7 +11,7 @@ import torch
 
 from job.cluster import comm
 from job.cluster.objects import allgather
-from job.distill.feature_file import check_rows, find_rows
+from job.distill.feature_teacher import check_rows, find_rows
 from job.errors import RunError
 from job.position import Position
 from steps import build_training

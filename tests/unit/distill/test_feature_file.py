@@ -14,7 +14,8 @@ from job.data.image_files import ImageFolder
 from job.data.joined import JoinedImages
 from job.distill import DISTILLERS
 from job.distill import feature_file
-from job.distill.feature_file import FeatureTeacher, Rows, find_rows, load_features, match
+from job.distill.feature_file import Rows
+from job.distill.feature_teacher import FeatureTeacher, find_rows, load_features, match
 from job.distill.fit import check_fit
 from job.distill.options import is_feature_file
 from job.errors import WorkerError
