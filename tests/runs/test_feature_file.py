@@ -100,6 +100,6 @@ def test_worker_without_a_row_prints_the_error(start_job, data, features, tmp_pa
     job = start_job(2, tmp_path / "run", options(repaired, features, *argv))
     output = job.finish()
     assert job.process.returncode == 2
-    first = next(line for line in output.splitlines() if "error: " in line)
+    first = next((line for line in output.splitlines() if "error: " in line), output)
     assert "error: rank 1 on " in first
     assert f"--teacher {features}: no row for {image}, which job.embed could not decode" in first
