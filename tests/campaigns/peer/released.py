@@ -165,7 +165,7 @@ def train(options: list[str], workers: int, out: Path) -> Course:
     command = [*launcher, "-m", "job.train", *options, "--out", out]
     subprocess.run([*map(str, command)], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
     records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    losses = [record["similarity"] for record in records if record["kind"] == "step"]
+    losses = [record["cosine"] for record in records if record["kind"] == "step"]
     paths = sorted(out.glob("checkpoint_*.pth.tar"))
     assert len(losses) == len(paths) == STEPS
     states = [torch.load(path, weights_only=True)["state_dict"] for path in paths]
