@@ -66,7 +66,7 @@ def test_sync_norms_mix_no_devices_and_do_not_wait(gpu, steps, run, horovod, mon
 @pytest.mark.slow
 @pytest.mark.short
 def test_losses_equal_the_cpu_s(horovod, run):
-    """Rounding differs, because the GPU's networks are channels last."""
+    """Rounding may differ between the two paths."""
     with pretended() as gpu:
         on_gpu = of_kind(run("gpu"), "step")
     on_cpu = of_kind(run("cpu"), "step")
