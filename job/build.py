@@ -84,7 +84,8 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
-    to_channels_last(trained)  # not before the broadcast: it needs contiguous tensors
+    if run.device.type == "cuda":  # after the broadcast, which needs contiguous tensors
+        trained.to(memory_format=torch.channels_last)
 
     if config.compile:
         compile_networks(run, *compiled)
@@ -96,16 +97,6 @@ def build(config: Config, run: Run) -> Training:
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
-
-
-def to_channels_last(net: nn.Module) -> None:
-    """Convert parameters and buffers of four dimensions, in place.
-
-    A user's network can have five, as in nn.Conv3d, which `net.to` refuses.
-    """
-    for value in (*net.parameters(), *net.buffers()):
-        if value.dim() == 4:
-            value.data = value.data.contiguous(memory_format=torch.channels_last)
 
 
 def warn_of_head_width(config: Config, dims: tuple[int, int], log: Log) -> None:

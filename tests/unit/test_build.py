@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-import torch
 from errors import refused
 from runs import Kept, errors_of, of_kind, write_teacher
 
@@ -50,18 +49,6 @@ def test_build_starts_with_the_network_on_all_workers():
     config = Config(data="DIR", arch="own_network:Small")
     assert refused(build.build, config, run) == "rank 1 on b: timm is not installed"
     assert [call[0] for call in run.mock_calls] == ["build"]
-
-
-def test_only_tensors_of_four_dimensions_become_channels_last():
-    net = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3)])
-    net.register_buffer("maps", torch.rand(1, 2, 3, 3))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    build.to_channels_last(net)
-    after = net.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    for name in ("0.weight", "maps"):
-        assert after[name].is_contiguous(memory_format=torch.channels_last)
-    assert after["1.weight"].is_contiguous()
 
 
 def test_compile_needs_a_compiler(monkeypatch):
