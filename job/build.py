@@ -26,7 +26,7 @@ from job.errors import RunError
 from job.frameworks import FRAMEWORKS, Framework
 from job.metrics import schema
 from job.metrics.log import Log
-from job.networks import ARCHS, DEPTH, HEAD, network_outline
+from job.networks import ARCHS, DEPTH, HEAD, network_outline, to_channels_last
 from job.text import plural
 from job.training import CHECKPOINT, Training
 
@@ -84,8 +84,7 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
-    if run.device.type == "cuda":  # after the broadcast, which needs contiguous tensors
-        trained.to(memory_format=torch.channels_last)
+    to_channels_last(trained)  # not before the broadcast, which needs contiguous tensors
 
     if config.compile:
         compile_networks(run, *compiled)

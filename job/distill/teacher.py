@@ -20,6 +20,7 @@ from job.networks import (
     fold_norms,
     network_outline,
     stage_norms,
+    to_channels_last,
     with_features,
 )
 
@@ -81,7 +82,7 @@ def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, ru
     frozen = features.eval().requires_grad_(False)
     # fold_norms may round differently on another type of processor.
     comm.broadcast_(frozen.state_dict())
-    frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
+    to_channels_last(frozen.to(run.device))
     if config.precision == "bf16" and weights.is_resnet:
         store_in_bf16(frozen)
     shown = f"{weights.arch}, width {weights.width}" if weights.is_resnet else weights.arch

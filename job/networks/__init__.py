@@ -14,6 +14,7 @@ from job.networks.build import (
     fold_norms,
     network_outline,
     stage_norms,
+    to_channels_last,
     with_features,
 )
 from job.networks.encoder import Encoder, EncoderFeatures, Input
@@ -62,6 +63,7 @@ __all__ = [
     "stage_norms",
     "stage_sides",
     "stage_widths",
+    "to_channels_last",
     "used_packages",
     "with_features",
 ]

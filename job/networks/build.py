@@ -1,5 +1,6 @@
 """Any network by its name, and its features."""
 
+import torch
 from torch import nn
 from torchvision.models import ResNet
 
@@ -73,3 +74,13 @@ def stage_norms(net: Network) -> dict[int, nn.BatchNorm2d]:
 def fold_norms(net: Network) -> Network:
     """Return `net` in eval mode, a ResNet with its batch norms folded into its convolutions."""
     return resnet.fold_norms(net) if isinstance(net, ResNet) else net.eval()
+
+
+def to_channels_last(net: nn.Module) -> None:
+    """Store the weights of convolutions in the layout channels last.
+
+    Module.to of the whole network fails if a parameter has five dimensions, as in nn.Conv3d.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from job.networks import (
     fold_norms,
     stage_norms,
     stage_sides,
+    to_channels_last,
     with_features,
 )
 from moco.model import update_by_momentum
@@ -474,3 +475,14 @@ def test_stage_sides_need_no_network(stem, size):
     maps = net(torch.zeros(2, 3, size, size))
     actual = {stage: tuple(maps[f"layer{stage}"].shape[2:]) for stage in range(1, 5)}
     assert actual == {stage: (side, side) for stage, side in stage_sides(stem, size).items()}
+
+
+def test_only_convolutions_of_images_become_channels_last():
+    net = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.PReLU(2)])
+    net.register_parameter("maps", nn.Parameter(torch.rand(1, 2, 3, 3)))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    to_channels_last(net)
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert after.pop("0.weight").is_contiguous(memory_format=torch.channels_last)
+    assert all(value.is_contiguous() for value in after.values())

@@ -729,7 +729,7 @@ def test_check_folder_accepts_other_name_of_folder(tmp_path):
 
 
 def test_load_optimizer_converts_strides():
-    """Momenta of a checkpoint are contiguous, and parameters on a GPU are channels last."""
+    """Momenta of a checkpoint are contiguous, and a run's parameters are channels last."""
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     before, now = (
         torch.nn.Parameter(weight.to(memory_format=each))

@@ -52,6 +52,20 @@ def one_workers_losses(training, query, key):
     return contrastive, mgd.module([encoded[f"layer{stage}"] for stage in STAGES], targets)
 
 
+def test_convolutions_and_their_momenta_are_channels_last(training):
+    """A step's views are the same on all workers."""
+    views = torch.zeros(2, B, 3, 32, 32, dtype=torch.uint8)
+    train(training, [[*views]])
+    modules = [*training.trained.modules(), *training.distillation.networks.teacher.net.modules()]
+    weights = [each.weight for each in modules if isinstance(each, torch.nn.Conv2d)]
+    states = training.optimizer.state.items()
+    momenta = [state["momentum_buffer"].stride() == value.stride() for value, state in states]
+    layout = [each.is_contiguous(memory_format=torch.channels_last) for each in weights]
+    every = allgather((all(momenta), all(layout)), "layouts")
+    assert len(weights) == 20 + 20 + 53 and momenta
+    assert every == [(True, True)] * comm.size()
+
+
 def test_gradients_and_losses_equal_one_worker_s(training):
     random = torch.Generator().manual_seed(1)
     views = torch.randint(256, (2, comm.size() * B, 3, 32, 32), generator=random, dtype=torch.uint8)

@@ -160,7 +160,10 @@ def trained(run, tmp_path_factory):
     before, after = train_moco(run, tmp_path_factory.mktemp("trained"), accumulate=1)
     mine = {name: value for name, value in after.items() if is_norm(name) or name == "logits"}
     shared = {name: value for name, value in after.items() if name not in mine}
-    shared = {name: hashlib.sha256(value.numpy()).hexdigest() for name, value in shared.items()}
+    shared = {
+        name: hashlib.sha256(value.contiguous().numpy()).hexdigest()
+        for name, value in shared.items()
+    }
     workers = allgather((mine, shared), "workers")
 
     moved, errors = [], []

@@ -23,7 +23,7 @@ from job.data.folders import VALIDATION, scan, split_of
 from job.data.images import Images, prepare_process
 from job.data.views import CentreViews
 from job.errors import RunError
-from job.networks import ARCHS, DEPTH, Network, fold_norms, with_features
+from job.networks import ARCHS, DEPTH, Network, fold_norms, to_channels_last, with_features
 from job.show.read.history import History
 from mgd.cost import channel_cost
 
@@ -148,9 +148,9 @@ def read_teacher(student: Student, path: str) -> Network:
 
 def network(backbone: Backbone, image_size: int) -> Network:
     """Return a backbone's network for inference."""
-    net = backbone.build(image_size)
-    net.eval().requires_grad_(False)
-    return fold_norms(net).to(memory_format=torch.channels_last)
+    net = fold_norms(backbone.build(image_size)).requires_grad_(False)
+    to_channels_last(net)
+    return net
 
 
 @contextlib.contextmanager
