@@ -107,7 +107,7 @@ def scanning(bench: Bench) -> dict:
 
 def imagenet(bench: Bench) -> dict:
     """All work on ImageNet's 1,281,167 images that decodes none of them."""
-    sizes = (2000, 2, 20) if bench.quick else (1_281_167, 16, 160)
+    sizes = (2000, 2, 20) if bench.quick else (1_281_167, 16, 640)
     names = ("--files", "--loaders", "--queries")
     options = [each for pair in zip(names, sizes, strict=True) for each in pair]
     return bench.part("imagenet.py", bench.photos, *options)

@@ -5,7 +5,9 @@ job.embed writes it. The distiller is simreg without a framework. All times are 
 one core.
 """
 
+import functools
 import json
+import operator
 import statistics
 from pathlib import Path
 
@@ -56,9 +58,14 @@ def main() -> None:
             for _ in range(READS):
                 torch.from_numpy(rows.read(random.integers(options.rows, size=BATCH).tolist()))
 
-        tasks = {"computing": computing.seconds, "reading": reading.seconds, "rows": read}
-        tasks["forward"] = torch.no_grad()(lambda: teacher.net(images))
-        times = setting.interleaved(tasks, options.repeats, clock=setting.cpu_seconds)
+        @torch.no_grad()
+        def forward() -> None:
+            teacher.net(images)
+
+        tasks = {"computing": computing.cpu_seconds, "reading": reading.cpu_seconds}
+        tasks["rows"] = functools.partial(setting.cpu_seconds, read)
+        tasks["forward"] = functools.partial(setting.cpu_seconds, forward)
+        times = setting.interleaved(tasks, options.repeats, clock=operator.call)
     row = statistics.median(times["rows"]) / READS / BATCH
     forward = statistics.median(times["forward"]) / BATCH
     setting.write_figures(

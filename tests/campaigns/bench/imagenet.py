@@ -39,7 +39,8 @@ IMAGES, CLASSES, QUERIES = 1_281_167, 1000, 50_000
 TOTAL = 256  # images of a training step
 LOADED = 16  # images of the first batch
 SHARD = 1000  # images of a shard
-PACKED = 2  # shards that are written
+PACKED = 4  # shards that are written
+READS = 15  # of these shards, for their index
 BARE = 4096  # images of a bare product, which reaches the processor's peak
 FORK = multiprocessing.get_context("fork")
 
@@ -142,7 +143,7 @@ def index_shards(given: Setting) -> dict:
     """Read the shards of `write_shards`. `all_cpu_s` is for all images."""
     paths = sorted((given.packed / "train").glob("*.tar"))
     shards, used = [], []
-    for _ in range(3):
+    for _ in range(READS):
         _, cpu, shards = scanning.timed(lambda: [read_shard(str(path)) for path in paths])
         used.append(cpu)
     images = sum(len(shard.names) for shard in shards)
@@ -310,7 +311,7 @@ def main() -> None:
     parser = setting.repeating(__doc__, repeats=1)
     parser.add_argument("--files", type=int, default=IMAGES)
     parser.add_argument("--loaders", type=int, default=16)
-    parser.add_argument("--queries", type=int, default=160)
+    parser.add_argument("--queries", type=int, default=640)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
     options = parser.parse_args()
     torch.set_num_threads(1)

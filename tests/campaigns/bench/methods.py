@@ -5,6 +5,8 @@ options are the bench's: ResNet-18 from ResNet-50. MGD as published needs the ti
 another factor and other margins cost no time. All times are the processor's.
 """
 
+import functools
+import operator
 import statistics
 
 import setting
@@ -34,8 +36,10 @@ def measure(names: list[str], trainings: dict[str, Steps], repeats: int) -> dict
     """Return the figures of methods, whose steps and passes are done in turn."""
     tasks = {}
     for name in names:
-        tasks |= {name: trainings[name].seconds, f"{name} passes": Passes(trainings[name].training)}
-    times = setting.interleaved(tasks, repeats, clock=setting.cpu_seconds)
+        passes = Passes(trainings[name].training)
+        tasks[name] = trainings[name].cpu_seconds
+        tasks[f"{name} passes"] = functools.partial(setting.cpu_seconds, passes)
+    times = setting.interleaved(tasks, repeats, clock=operator.call)
     figures = {f"method_{ALONE}_s": statistics.median(times[ALONE])}
     for name in names:
         passes = times[f"{name} passes"]
