@@ -189,18 +189,22 @@ def check_rows(rows: Rows, found: Found, images: Images, run: Run) -> list[str]:
 
     RunError, on all workers: a value is not finite, or a worker has another file.
     """
-    checked = run.on_all(lambda: rows.check(run.rank, run.size))
+    checked = run.on_all(lambda: (*rows.check(run.rank, run.size), rows.sample()))
     every = allgather((*checked, list(rows.shape)), "feature_file")
-    for _, invalid, shape in every:
+    fix = "Use a shared file system, or the same copy on each node"
+    for _, invalid, sample, shape in every:
         if tuple(shape) != found.shape:
             problem = f"{tuple(shape)} on another worker; expected {found.shape} on all"
-            raise RunError(f"--teacher {rows.path}: {problem}. Use a shared file system")
+            raise RunError(f"--teacher {rows.path}: {problem}. {fix}")
+        if sample != every[0][2]:
+            problem = "other values on another worker; expected the same on all"
+            raise RunError(f"--teacher {rows.path}: {problem}. {fix}")
         if invalid >= 0:
             index = np.flatnonzero(found.numbers == invalid)[:1]
             of = "".join(f", of {images.path(int(each))}," for each in index)
             problem = f"row {invalid}{of} has values that are not finite; expected finite ones"
             raise RunError(f"--teacher {rows.path}: {problem}. Check the teacher. {WRITE}")
-    digests = [""] * sum(len(own) for own, _, _ in every)
-    for rank, (own, _, _) in enumerate(every):
+    digests = [""] * sum(len(own) for own, *_ in every)
+    for rank, (own, *_) in enumerate(every):
         digests[rank :: run.size] = own
     return digests

@@ -111,3 +111,12 @@ def test_values_that_are_not_finite_end_all_workers(run, tmp_path, monkeypatch):
         build(run, tmp_path, added={comm.size() * B - 1 - last: np.nan})
     messages = allgather(str(caught.value), "messages")
     assert all(f": row {last}, of " in each and "not finite" in each for each in messages)
+
+
+def test_another_copy_on_a_worker_ends_all(run, tmp_path):
+    last = comm.rank() == comm.size() - 1
+    with pytest.raises(RunError) as caught:
+        build(run, tmp_path, added={1: 1.0} if last else {})
+    messages = allgather(str(caught.value), "messages")
+    expected = "other values on another worker; expected the same on all. Use a shared file system"
+    assert all(expected in each for each in messages)
