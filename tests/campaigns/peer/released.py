@@ -11,8 +11,8 @@ of all steps so far: of the loss, and of parameters and running statistics relat
 since the start.
 
 - "control": the released program whose predictor's rate falls too
-- "channels last": the released program on views of our layout, where the CPU's batch norms round
-  more coarsely
+- "channels last": the released program on views and parameters of our layout, where the CPU's batch
+  norms round more coarsely
 - last line: the distance of the command with 1 worker from "channels last"
 
 Rounding switches ReLUs, which later steps amplify, so the default rate is low. If, after any step,
@@ -75,7 +75,7 @@ def main() -> None:
         start, batches = first_weights_and_views(config, folder)
         exact = follow(program, config, start, batches, torch.float64)
         courses = {"released": follow(program, config, start, batches, torch.float32)}
-        layout = torch.channels_last  # of job.train's views
+        layout = torch.channels_last  # of job.train's views and parameters
         courses["channels last"] = follow(program, config, start, batches, torch.float32, layout)
         courses["control"] = follow(program, config, start, batches, torch.float64, constant=False)
         courses |= {f"{N} worker(s)": train(options, N, folder / f"out{N}") for N in (1, 2)}
@@ -141,7 +141,7 @@ def follow(
     """
     net = program.simsiam.builder.SimSiam(models.__dict__[config.arch], config.dim, config.pred_dim)
     net.load_state_dict(start)
-    net.to(dtype)
+    net.to(dtype=dtype, memory_format=layout)
     criterion, cosines = nn.CosineSimilarity(dim=1), []  # two cosines a step
     criterion.register_forward_hook(lambda *call: cosines.append(call[-1].mean().item()))
     groups = [{"params": net.encoder.parameters()}]
