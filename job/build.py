@@ -64,20 +64,12 @@ def build(config: Config, run: Run) -> Training:
     framework = FRAMEWORKS[config.framework](config, stages)
     check_names(framework, kinds)
     framework.distil(max((kind.views for kind in kinds), default=1))
-    compiled, distillation = framework.networks(), Distillation(config, None, [])
+    distillation = Distillation(config, None, [])
     if config.teacher:
-        needs_head = any(kind.needs_head(config) for kind in kinds)
-        if is_feature_file(config.teacher):
-            teacher = load_features(config, kinds, images, run)
-        else:
-            teacher = load_teacher(config, stages, needs_head, run)
-        warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
-        student = network_outline(config.arch, config.stem, config.width, config.image_size)
-        check_fit(config, kinds, DISTILLERS, student, teacher)
-        widths = {**student.widths, HEAD: framework.head_dim}
-        distillers = [kind(config, widths, teacher) for kind in kinds]
-        distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
-        compiled = [*compiled, teacher.net]
+        distillation = build_distillation(config, run, images, framework, kinds, stages)
+    compiled = framework.networks()
+    if distillation.networks:
+        compiled = [*compiled, distillation.networks.teacher.net]
     if distillation.momentum:
         compiled = [*compiled, distillation.momentum.module]
     distilling = nn.ModuleDict(distillation.modules())
@@ -96,6 +88,31 @@ def build(config: Config, run: Run) -> Training:
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
+
+
+def build_distillation(
+    config: Config,
+    run: Run,
+    images: Images,
+    framework: Framework,
+    kinds: list[type[Distiller]],
+    stages: list[int],
+) -> Distillation:
+    """Load the teacher, and build distillers of the given kinds and stages. A collective.
+
+    RunError, on all workers: the teacher cannot be used, or does not fit the student.
+    """
+    if is_feature_file(config.teacher):
+        teacher = load_features(config, kinds, images, run)
+    else:
+        needs_head = any(kind.needs_head(config) for kind in kinds)
+        teacher = load_teacher(config, stages, needs_head, run)
+    warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
+    student = network_outline(config.arch, config.stem, config.width, config.image_size)
+    check_fit(config, kinds, DISTILLERS, student, teacher)
+    widths = {**student.widths, HEAD: framework.head_dim}
+    distillers = [kind(config, widths, teacher) for kind in kinds]
+    return Distillation(config, Networks(run, images, framework, teacher), distillers)
 
 
 def warn_of_head_width(config: Config, dims: tuple[int, int], log: Log) -> None:
