@@ -7,52 +7,47 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # from malloc.h
-LARGEST = 2**25  # bytes, the highest threshold that malloc itself chooses
-BLOCKS = 2**16  # malloc's own number of blocks at most with pages of their own
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+LARGEST = 2**25  # bytes, the highest M_MMAP_THRESHOLD
 
 keeps = False  # whether `keep_freed_memory` has changed malloc's settings
 
 
-def keep_freed_memory(largest: int | None = None) -> None:
+def keep_freed_memory(largest: int = LARGEST) -> None:
     """Keep freed memory in this process instead of returning it to the system.
 
     Each returned page costs a page fault when the process needs it again. Decoding an image and
     changing its colours need up to four times as long with new pages for each array.
 
-    largest: bytes. A larger block that does not fit into the kept memory is allocated outside of
-    it, and returned when freed. Without `largest`, no block is. Measured: a step at 224 pixels on
-    the CPU allocates and frees gigabytes of feature maps. With 32 images it needs 5.8 s and 2.2 GB
-    without `largest`, and 6.3 s and 1.9 GB with 2**23. With 16 images the times are 2.9 and 3.0 s.
+    largest: bytes, at most 2**25. A larger block that does not fit into the kept memory is
+    allocated outside of it, and returned when freed. A step at 224 pixels on the CPU allocates and
+    frees gigabytes of feature maps. Measured with 2**25: 5.7 s and 2.2 GB for 32 images, 11.4 s and
+    3.0 GB for 64. With 2**23: 6.3 s and 1.9 GB, 14.5 s and 2.6 GB. With blocks of any size, 64
+    images need 3.6 GB and 11.8 s.
     """
     global keeps
     keeps = True
-    set_malloc(largest or LARGEST, 2**31 - 1, BLOCKS if largest else 0)
+    set_malloc(largest, 2**31 - 1)
 
 
 def free_as_usual() -> None:
     """End `keep_freed_memory`.
 
     malloc's earlier settings cannot be read. Set those that malloc itself chooses after a process
-    has freed a block of LARGEST bytes.
+    has freed a block of 2**25 bytes.
     """
     global keeps
     if keeps:
-        set_malloc(LARGEST, 2 * LARGEST, BLOCKS)
+        set_malloc(LARGEST, 2 * LARGEST)
     keeps = False
 
 
-def set_malloc(threshold: int, kept: int, blocks: int) -> None:
-    """Set up malloc.
-
-    At most `blocks` blocks above `threshold` bytes have pages of their own, and at most `kept`
-    bytes of freed memory are kept.
-    """
+def set_malloc(mapped: int, kept: int) -> None:
+    """Set malloc's limits, in bytes, for blocks without pages of their own and for kept memory."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, threshold)
+        libc.mallopt(M_MMAP_THRESHOLD, mapped)
         libc.mallopt(M_TRIM_THRESHOLD, kept)
-        libc.mallopt(M_MMAP_MAX, blocks)
 
 
 def set_apart() -> None:

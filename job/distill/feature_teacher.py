@@ -187,7 +187,8 @@ def load_features(
 def check_rows(rows: Rows, found: Found, images: Images, run: Run) -> list[str]:
     """Return the SHA-256 of each block of rows, the same for any number of workers. A collective.
 
-    RunError, on all workers: a value is not finite, or a worker has another file.
+    RunError, on all workers: a value is not finite, or workers have files of different shapes, or
+    with different values in a sample of rows.
     """
     checked = run.on_all(lambda: (*rows.check(run.rank, run.size), rows.sample()))
     every = allgather((*checked, list(rows.shape)), "feature_file")

@@ -77,10 +77,11 @@ def fold_norms(net: Network) -> Network:
 
 
 def to_channels_last(net: nn.Module) -> None:
-    """Store the weights of convolutions in the layout channels last.
+    """Store the weights of convolutions of images in the layout channels last.
 
-    Module.to of the whole network fails if a parameter has five dimensions, as in nn.Conv3d.
+    Others can have five dimensions, as in nn.Conv3d, which Module.to refuses.
     """
     for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            if all(value.dim() <= 4 for value in (*layer.parameters(), *layer.buffers())):
+                layer.to(memory_format=torch.channels_last)

@@ -478,11 +478,15 @@ def test_stage_sides_need_no_network(stem, size):
 
 
 def test_only_convolutions_of_images_become_channels_last():
-    net = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.PReLU(2)])
+    dynamic = nn.Conv2d(2, 3, 3)
+    dynamic.register_parameter("kernels", nn.Parameter(torch.rand(4, 3, 2, 3, 3)))
+    layers = [nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(2, 3, 3), nn.Conv3d(2, 3, 3), dynamic]
+    net = nn.ModuleList(layers)
     net.register_parameter("maps", nn.Parameter(torch.rand(1, 2, 3, 3)))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     to_channels_last(net)
     after = net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert after.pop("0.weight").is_contiguous(memory_format=torch.channels_last)
+    for name in ("0.weight", "1.weight"):
+        assert after.pop(name).is_contiguous(memory_format=torch.channels_last)
     assert all(value.is_contiguous() for value in after.values())

@@ -17,7 +17,7 @@ pytestmark = [
 PAGE = resource.getpagesize()
 FAULTS = """
 import ctypes, resource
-from job.cluster.memory import free_as_usual, keep_freed_memory
+from job.cluster.memory import keep_freed_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is one page
 {call}
 faults = []
@@ -49,8 +49,7 @@ def pages_faulted(call: str, size: int) -> float:
     [
         ("", 2**25, False),
         ("keep_freed_memory()", 3 * 2**20, True),
-        ("keep_freed_memory()", 2**28, True),
-        ("keep_freed_memory(); free_as_usual()", 2**26, False),
+        ("keep_freed_memory()", 2**26, False),
         ("keep_freed_memory(2**24)", 3 * 2**20, True),
         ("keep_freed_memory(2**24)", 2**25, False),
     ],
