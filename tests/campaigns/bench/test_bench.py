@@ -157,6 +157,23 @@ def calls(modules):
     return counted
 
 
+def test_a_step_s_cpu_seconds_exclude_signs_of_collapse(recipe, tmp_path):
+    def compute(output):
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+        return {}
+
+    options = SimpleNamespace(photos=recipe, size=32)
+    with Run(str(tmp_path / "run"), 1) as run:
+        steps = Steps(options, run, 4, **methods.METHODS["alone"])
+        steps.training.framework.signs = compute
+        steps.training.framework.warnings = lambda signs: {}
+        start = time.process_time()
+        seconds = steps.cpu_seconds()
+        assert 0 < seconds < time.process_time() - start - 0.3
+
+
 @pytest.mark.parametrize("name", ["mgd", *bench.QUICK_METHODS])
 def test_bare_passes_are_those_of_a_step(name, recipe, tmp_path):
     """Each layer is used as often. Trained parameters get gradients, which are not the run's."""

@@ -49,6 +49,7 @@ def pages_faulted(call: str, size: int) -> float:
     [
         ("", 2**25, False),
         ("keep_freed_memory()", 3 * 2**20, True),
+        ("keep_freed_memory()", 2**24, True),
         ("keep_freed_memory()", 2**26, False),
         ("keep_freed_memory(2**24)", 3 * 2**20, True),
         ("keep_freed_memory(2**24)", 2**25, False),
