@@ -124,9 +124,10 @@ def wait_for_rank_0(code: int) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: leave(code, at_once=True))
     time.sleep(PATIENCE)
+    ignore_sigterm()  # another rank may end now, before rank 0
 
 
-def wait_for_slower_ranks(code: int) -> None:
+def wait_for_slower_ranks() -> None:
     """Wait under srun until slower ranks can end with an exit code of their own.
 
     srun ends them by SIGTERM when this rank ends, which would count as 143. If another rank ends
@@ -134,8 +135,17 @@ def wait_for_slower_ranks(code: int) -> None:
     """
     launcher, _, size = task.launched()
     if launcher == "srun" and size > 1:
-        signal.signal(signal.SIGTERM, lambda *_: leave(code, at_once=True))
+        ignore_sigterm()
         time.sleep(2)
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM until this process has ended.
+
+    A handler in Python would not last so long: Python restores the default before its cleanup,
+    and SIGTERM would replace the exit code by 143.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_in_order(error: RunError, rank: int, own: str) -> NoReturn:
@@ -147,7 +157,7 @@ def end_in_order(error: RunError, rank: int, own: str) -> NoReturn:
         wait_for_rank_0(error.code)
     print(f"error: {own}{error}", file=sys.stderr, flush=True)
     if not rank:
-        wait_for_slower_ranks(error.code)
+        wait_for_slower_ranks()
     leave(error.code)
 
 
@@ -174,7 +184,7 @@ def reported_errors() -> Iterator[None]:
             if rank and comm.size() > 1:  # all workers have the error, and rank 0 prints it
                 # The launcher ends all workers when the first one ends. Let rank 0 print before
                 # that, and ignore the launcher's signal to end with the error's exit code.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                ignore_sigterm()
                 time.sleep(2)
                 leave(error.code)
             end_in_order(error, rank, own if rank else "")

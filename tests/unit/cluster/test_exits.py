@@ -76,6 +76,32 @@ def test_error_has_its_code_at_sigterm(monkeypatch, capsys, error, rank):
     assert (code, bool(line)) == (2, rank == "0")
 
 
+ENDED_IN_CLEANUP = """
+import os, signal, time
+from job.cluster import exits
+from job.errors import {error}
+
+class Cleanup:
+    def __del__(self, write=os.write, kill=os.kill, own=os.getpid(), number=signal.SIGTERM):
+        write(1, b"cleanup ")
+        kill(own, number)
+
+cleanup, exits.PATIENCE, time.sleep = Cleanup(), 0, lambda seconds: None
+with exits.reported_errors():
+    raise {error}("no", 2)
+"""
+
+
+@pytest.mark.parametrize("error", ["RunError", "StartError"])
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_error_has_its_code_at_sigterm_in_cleanup(monkeypatch, error, rank):
+    """Python's cleanup begins with the default action of signals that it handled."""
+    set_task_of_srun(monkeypatch, rank)
+    command = [sys.executable, "-c", ENDED_IN_CLEANUP.format(error=error)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "cleanup "), done.stderr
+
+
 @pytest.mark.parametrize(("connected", "rank"), [(False, "0"), (True, "0"), (True, "1")])
 def test_rank_0_waits_for_slower_ranks_of_srun(monkeypatch, capsys, waited, connected, rank):
     """Otherwise srun would end them before they have the error's exit code."""
