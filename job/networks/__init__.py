@@ -14,11 +14,11 @@ from job.networks.build import (
     fold_norms,
     network_outline,
     stage_norms,
-    to_channels_last,
     with_features,
 )
 from job.networks.encoder import Encoder, EncoderFeatures, Input
 from job.networks.heads import build_head, build_layer, build_mlp, hidden_layer
+from job.networks.layout import to_channels_last
 from job.networks.names import check_name, demands_size, is_own, used_packages
 from job.networks.outline import DEPTH, HEAD, POOLED, UNDER_HEAD, Outline
 from job.networks.resnet import (

@@ -1,6 +1,5 @@
 """Any network by its name, and its features."""
 
-import torch
 from torch import nn
 from torchvision.models import ResNet
 
@@ -40,7 +39,7 @@ def build_network(
             value.requires_grad_(False)
     features = probed.outline.pooled
     fc = build_mlp(features, head_width or features, dim) if mlp else nn.Linear(features, dim)
-    return Encoder(body, probed.run, fc, probed.norms)
+    return Encoder(body, probed.run, fc, probed.norms, probed.channels_last)
 
 
 def network_outline(arch: str, stem: str, width: int, image_size: int) -> Outline:
@@ -74,14 +73,3 @@ def stage_norms(net: Network) -> dict[int, nn.BatchNorm2d]:
 def fold_norms(net: Network) -> Network:
     """Return `net` in eval mode, a ResNet with its batch norms folded into its convolutions."""
     return resnet.fold_norms(net) if isinstance(net, ResNet) else net.eval()
-
-
-def to_channels_last(net: nn.Module) -> None:
-    """Store the weights of convolutions of images in the layout channels last.
-
-    Others can have five dimensions, as in nn.Conv3d, which Module.to refuses.
-    """
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            if all(value.dim() <= 4 for value in (*layer.parameters(), *layer.buffers())):
-                layer.to(memory_format=torch.channels_last)

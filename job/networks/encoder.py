@@ -47,11 +47,20 @@ class Encoder(nn.Module):
 
     body: the network, whose output is its pooled features (b, C). run: a pass through it with
     maps. fc: the head. norms: names in `body` of the batch norms in which stages end.
+    channels_last: whether the body runs in that layout.
     """
 
-    def __init__(self, body: nn.Module, run: Pass, fc: nn.Module, norms: dict[int, str]):
+    def __init__(
+        self,
+        body: nn.Module,
+        run: Pass,
+        fc: nn.Module,
+        norms: dict[int, str],
+        channels_last: bool,
+    ):
         super().__init__()
         self.body, self.fc, self.run, self.norms = body, fc, run, norms
+        self.channels_last = channels_last
         self.input = Input()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -69,6 +78,7 @@ class EncoderFeatures(nn.Module):
     def __init__(self, net: Encoder, stages: list[int], output: str | None):
         super().__init__()
         self.input, self.body, self.run = net.input, net.body, net.run
+        self.channels_last = net.channels_last
         if output == HEAD:
             self.fc = net.fc
         self.stages, self.output = stages, output

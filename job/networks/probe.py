@@ -9,6 +9,7 @@ from torch import nn
 from job.errors import RunError
 from job.networks import own, timm_networks
 from job.networks.encoder import Maps, Pass
+from job.networks.layout import guard, weights_to_channels_last
 from job.networks.names import is_own
 from job.networks.outline import DEPTH, Outline
 
@@ -24,22 +25,23 @@ class Probe(NamedTuple):
 
     norms: {stage: name} of the batch norms after which a stage only adds its shortcut. unused:
     names of the parameters, except frozen ones, on which the pooled features do not depend.
+    channels_last: whether the network runs in that layout.
     """
 
     outline: Outline
     run: Pass
     norms: dict[int, str]
     unused: frozenset[str]
+    channels_last: bool
 
 
 def build_body(arch: str, image_size: int) -> nn.Module:
     """Return a new network, (b, 3, H, W) -> (b, C). RunError: it cannot be built for that size."""
-    if is_own(arch):
-        return own.build_body(arch)
     try:
-        return timm_networks.build_body(arch, image_size)
+        body = own.build_body(arch) if is_own(arch) else timm_networks.build_body(arch, image_size)
     except UNBUILT as error:
         raise RunError(refusal(arch, image_size, error)) from None
+    return body.apply(guard)
 
 
 def refusal(arch: str, size: int, error: Exception) -> str:
@@ -86,15 +88,42 @@ def probe_once(arch: str, image_size: int) -> Probe:
     beyond = without_gradient(maps[DEPTH], parameters) - unused if maps else set()
     shapes = {stage: tuple(each.shape[1:]) for stage, each in maps.items()}
     outline = Outline(pooled.shape[1], shapes, min(beyond, default=""))  # type: ignore[arg-type]
-    return Probe(outline, run, trace.norms(maps), frozenset(unused))
+    norms = trace.norms(maps)
+    if not (channels_last := runs_channels_last(body, run, images, pooled)):
+        run = functools.partial(of_contiguous, run)
+    return Probe(outline, run, norms, frozenset(unused), channels_last)
 
 
 probe_timm = functools.cache(probe_once)
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether the pooled features are the same with and without maps, to rounding."""
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+    """Return whether two computations of the pooled features are the same, to rounding."""
+    return one.shape == other.shape and bool((one - other).norm() <= 1e-3 * one.norm() + 1e-5)
+
+
+@torch.no_grad()
+def runs_channels_last(
+    body: nn.Module, run: Pass, images: torch.Tensor, pooled: torch.Tensor
+) -> bool:
+    """Return whether a network has the same features if images and weights are channels last.
+
+    A `view` of them, or of maps, can fail. Some fail for several images only.
+    """
+    body.apply(weights_to_channels_last)
+    pair = images.repeat(2, 1, 1, 1).to(memory_format=torch.channels_last)
+    try:
+        again, _ = run(body, pair, STAGES)
+    except Exception:
+        return False
+    return same(again[:1], pooled)
+
+
+def of_contiguous(
+    run: Pass, body: nn.Module, images: torch.Tensor, stages: list[int]
+) -> tuple[torch.Tensor, Maps]:
+    """Return the features of images in the layout that such a network needs."""
+    return run(body, images.contiguous(), stages)
 
 
 def without_maps(

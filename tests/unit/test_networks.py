@@ -22,6 +22,7 @@ from job.networks import (
 )
 from moco.model import update_by_momentum
 from job.frameworks.moco import build_moco
+from job.networks.layout import guard
 
 STAGES = [1, 2, 3, 4]
 
@@ -490,3 +491,25 @@ def test_only_convolutions_of_images_become_channels_last():
     for name in ("0.weight", "1.weight"):
         assert after.pop(name).is_contiguous(memory_format=torch.channels_last)
     assert all(value.is_contiguous() for value in after.values())
+
+
+@pytest.mark.parametrize(
+    ("layer", "safe"),
+    [
+        (nn.Conv2d(15, 4, 1, 2), False),
+        (nn.Conv2d(30, 4, 1, (1, 2), groups=2), False),
+        (nn.Conv2d(16, 4, 1, 2), True),
+        (nn.Conv2d(15, 4, 1), True),
+        (nn.Conv2d(15, 4, (1, 2), 2), True),
+    ],
+)
+def test_layers_that_overrun_memory_stay_contiguous(layer, safe):
+    seen = []
+    layer.apply(guard)
+    layer.register_forward_pre_hook(lambda layer, inputs: seen.extend(inputs))
+    to_channels_last(layer)
+    shape = (2, layer.in_channels, 4, 4)
+    layer(torch.rand(shape).to(memory_format=torch.channels_last))
+    for value in (layer.weight, *seen):
+        last = torch.empty_like(value, memory_format=torch.channels_last).stride()
+        assert value.stride() == (last if safe else torch.empty(value.shape).stride())

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from errors import refused
-from job.networks import build_network, check_name, network_outline, own, stage_norms, with_features
+from job.networks import (
+    build_network,
+    check_name,
+    network_outline,
+    own,
+    stage_norms,
+    to_channels_last,
+    with_features,
+)
 
 SOURCE = """
 import torch
@@ -65,6 +73,42 @@ class Residual(nn.Module):
 
     def forward(self, images):
         return self.forward_stages(images)[0]
+
+
+class Viewed(nn.Module):
+    def __init__(self, weights=False, maps=False, groups=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.of = dict(weights=weights, maps=maps, groups=groups)
+
+    def forward(self, images):
+        maps = self.conv(images)
+        if self.of["weights"]:
+            maps = maps * self.conv.weight.view(4, -1).norm(dim=1).view(4, 1, 1)
+        if self.of["groups"]:
+            maps = maps.view(len(images) * 2, 2, *maps.shape[2:]).view_as(maps)
+        return maps.view(len(images), -1) if self.of["maps"] else maps.mean((2, 3))
+
+
+def viewed_weights():
+    return Viewed(weights=True)
+
+
+def viewed_maps():
+    return Viewed(maps=True)
+
+
+def viewed_groups():
+    return Viewed(groups=True)
+
+
+class ViewedImages(Viewed):
+    def forward(self, images):
+        return super().forward(images.view(len(images), -1).view_as(images))
+
+
+def strided():
+    return nn.Sequential(nn.Conv2d(3, 4, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def deep():
@@ -240,3 +284,38 @@ def test_own_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert isinstance(own.build_body("net_of_this_folder:build"), torch.nn.Identity)
     del sys.modules["net_of_this_folder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [
+        ("Viewed", True),
+        ("ViewedImages", False),
+        ("viewed_weights", False),
+        ("viewed_maps", False),
+        ("viewed_groups", False),
+    ],
+)
+def test_own_network_is_channels_last_if_it_can_be(name, channels_last):
+    """A `view` of another network would fail in the first step."""
+    images = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    for features in (False, True):
+        net = build_network(f"own_networks:{name}", image_size=8)
+        of_images = with_features(net, [], output="flatten") if features else net
+        before = of_images(images)
+        to_channels_last(of_images)
+        after = of_images(images)
+        torch.testing.assert_close(after, before)
+        (after["flatten"] if features else after).sum().backward()
+        weight = net.body.conv.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert weight.is_contiguous() != channels_last
+
+
+def test_own_network_is_guarded_from_unsafe_layouts():
+    inputs = []
+    net = build_network("own_networks:strided", image_size=8)
+    net.body[0].register_forward_pre_hook(lambda layer, given: inputs.extend(given))
+    to_channels_last(net)
+    net(torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)).sum().backward()
+    assert inputs[0].is_contiguous() and net.body[0].weight.stride() == (3, 1, 1, 1)
