@@ -7,7 +7,7 @@ import shutil
 import torch
 from torch import nn
 
-from job.cluster import comm
+from job.cluster import comm, objects, task
 from job.config import Config, without_head
 from job.data import digits, randomness
 from job.data.folders import scan, scan_validation
@@ -77,6 +77,7 @@ def build(config: Config, run: Run) -> Training:
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
     to_channels_last(trained)  # not before the broadcast, which needs contiguous tensors
+    check_layouts(config.arch, trained)
 
     if config.compile:
         compile_networks(run, *compiled)
@@ -154,6 +155,21 @@ def parameter_groups(parameters: list[nn.Parameter], constant: list[nn.Parameter
     apart = set(map(id, constant))
     groups: list[dict] = [{"params": [value for value in parameters if id(value) not in apart]}]
     return groups + [{"params": constant, "fix_lr": True}] * bool(constant)
+
+
+def check_layouts(arch: str, trained: nn.Module) -> None:
+    """Check that the parameters' layouts are the same on all workers. A collective.
+
+    Otherwise sums of gradients would mix values. Each worker tries whether the network supports
+    channels last. RunError, on all workers: a layout differs.
+    """
+    own = [value.stride() for value in trained.parameters()]
+    workers = objects.allgather((task.node(), own), "layouts")
+    if different := [node for node, strides in workers if strides != workers[0][1]]:
+        raise RunError(
+            f"--arch {arch}: its weights have another layout on {different[0]} than on "
+            f"{workers[0][0]}; expected the same. Use the same code and the same CPUs on all nodes"
+        )
 
 
 def compile_networks(run: Run, *networks: nn.Module) -> None:

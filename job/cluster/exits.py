@@ -133,10 +133,15 @@ def wait_for_slower_ranks() -> None:
     srun ends them by SIGTERM when this rank ends, which would count as 143. If another rank ends
     first, this rank ends with the error's code too.
     """
-    launcher, _, size = task.launched()
-    if launcher == "srun" and size > 1:
+    if under_srun():
         ignore_sigterm()
         time.sleep(2)
+
+
+def under_srun() -> bool:
+    """Return whether this process is one of several tasks of srun."""
+    launcher, _, size = task.launched()
+    return launcher == "srun" and size > 1
 
 
 def ignore_sigterm() -> None:
@@ -189,12 +194,16 @@ def reported_errors() -> Iterator[None]:
                 leave(error.code)
             end_in_order(error, rank, own if rank else "")
         except comm.WorkerGone as error:
+            if under_srun():
+                ignore_sigterm()  # the other worker's exit code counts
             time.sleep(2)
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(1)
         except Exception as error:
             if failure := device_error(error):
                 end_worker(failure, rank, own)
+            if under_srun():
+                ignore_sigterm()
             traceback.print_exc()
             print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             leave(1)

@@ -4,7 +4,7 @@ Horovod's own optimizer fuses the gradients that happen to be ready, and a ring 
 that depends on a value's offset in the fused buffer. So with four or more workers, the same run
 ends with other bytes each time. Here each gradient has a fixed offset in one of a few contiguous
 buckets, which Horovod sums in place, without copies. A gradient has its parameter's strides, which
-are channels last in convolutions of images.
+are channels last in convolutions of images if the network supports that.
 """
 
 import functools

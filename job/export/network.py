@@ -17,6 +17,9 @@ SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"
 SMALL_STEM += "; net.maxpool = torch.nn.Identity()"
 RESNET = {"global_pool": "avg", "pretrained_cfg": {"first_conv": "conv1", "classifier": "fc"}}
 USE_ONNX = "Choose OUTPUT.onnx"
+# Height and width, different ones, of a trace for ONNX, and of a check whether a network accepts
+# images of any size. In a trace, a layer with a side of 1 would become fixed.
+OTHER_SIZE = (96, 128)
 SIZE = 224  # side of the training's images in pixels, if the checkpoint has none
 
 
@@ -70,12 +73,12 @@ def build(weights: Backbone, size: int) -> Network:
 
 def build_other(weights: Backbone, size: int) -> Network:
     """Return a network of timm, or of a user, for images of `size` pixels."""
-    arch, fixed = weights.arch, weights.image_size > 0
+    arch, of_user = weights.arch, is_own(weights.arch)
     size = weights.image_size or size
     net = weights.build(size).eval()
     assert isinstance(net, Encoder) and isinstance(net.fc, nn.Linear)
     channels = net.fc.in_features
-    of_user = is_own(arch)
+    fixed = weights.image_size > 0 or (of_user and not accepts_other_sizes(net.body, channels))
     timm: dict[str, Any] = {}
     if not of_user:
         timm["architecture"] = arch.removeprefix(PREFIX).partition(".")[0]
@@ -92,6 +95,15 @@ def build_other(weights: Backbone, size: int) -> Network:
         refused=refusals_of_other(arch, of_user),
         timm=timm,
     )
+
+
+@torch.no_grad()
+def accepts_other_sizes(body: nn.Module, channels: int) -> bool:
+    """Return whether a network, in eval mode, has as many features for images of another size."""
+    try:
+        return body(torch.zeros(1, 3, *OTHER_SIZE)).shape == (1, channels)
+    except Exception:
+        return False
 
 
 def refusals_of_other(arch: str, of_user: bool) -> dict[str, str]:

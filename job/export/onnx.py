@@ -5,12 +5,10 @@ from typing import Any, BinaryIO
 import torch
 
 from job.errors import RunError
-from job.export.network import Network
+from job.export.network import OTHER_SIZE, Network
 from job.export.origin import as_text
 
 TOLERANCE = 1e-4  # of the largest feature
-# Height and width while torch traces. A layer with a side of 1 would become fixed.
-TRACED = (96, 128)
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
         fix = "pip install '.[onnx]'"
         raise RunError(f"onnx needs {error.name}, which is not installed. {fix}") from None
     axes = {0: "batch"} if network.fixed_size else {0: "batch", 2: "height", 3: "width"}
-    traced = (network.size, network.size) if network.fixed_size else TRACED
+    traced = (network.size, network.size) if network.fixed_size else OTHER_SIZE
     try:
         program = torch.onnx.export(
             network.body,
@@ -62,7 +60,7 @@ def compare(session: Any, network: Network) -> float:
         images = torch.randn(B, 3, H, W, generator=random)
         try:
             expected = network.body(images)  # (B, C)
-        except RuntimeError:
+        except Exception:
             if (H, W) == (size, size):
                 raise
             continue  # torch's network has a fixed or smallest size, too

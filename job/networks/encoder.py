@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
     body: the network, whose output is its pooled features (b, C). run: a pass through it with
     maps. fc: the head. norms: names in `body` of the batch norms in which stages end.
-    channels_last: whether the body runs in that layout.
+    channels_last: whether the body supports this layout.
     """
 
     def __init__(

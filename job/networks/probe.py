@@ -9,7 +9,7 @@ from torch import nn
 from job.errors import RunError
 from job.networks import own, timm_networks
 from job.networks.encoder import Maps, Pass
-from job.networks.layout import guard, weights_to_channels_last
+from job.networks.layout import make_safe, weights_to_channels_last
 from job.networks.names import is_own
 from job.networks.outline import DEPTH, Outline
 
@@ -25,7 +25,7 @@ class Probe(NamedTuple):
 
     norms: {stage: name} of the batch norms after which a stage only adds its shortcut. unused:
     names of the parameters, except frozen ones, on which the pooled features do not depend.
-    channels_last: whether the network runs in that layout.
+    channels_last: whether the network supports this layout.
     """
 
     outline: Outline
@@ -37,11 +37,12 @@ class Probe(NamedTuple):
 
 def build_body(arch: str, image_size: int) -> nn.Module:
     """Return a new network, (b, 3, H, W) -> (b, C). RunError: it cannot be built for that size."""
+    if is_own(arch):
+        return own.build_body(arch).apply(make_safe)
     try:
-        body = own.build_body(arch) if is_own(arch) else timm_networks.build_body(arch, image_size)
+        return timm_networks.build_body(arch, image_size).apply(make_safe)
     except UNBUILT as error:
         raise RunError(refusal(arch, image_size, error)) from None
-    return body.apply(guard)
 
 
 def refusal(arch: str, size: int, error: Exception) -> str:
@@ -90,7 +91,7 @@ def probe_once(arch: str, image_size: int) -> Probe:
     outline = Outline(pooled.shape[1], shapes, min(beyond, default=""))  # type: ignore[arg-type]
     norms = trace.norms(maps)
     if not (channels_last := runs_channels_last(body, run, images, pooled)):
-        run = functools.partial(of_contiguous, run)
+        run = functools.partial(with_contiguous_images, run)
     return Probe(outline, run, norms, frozenset(unused), channels_last)
 
 
@@ -108,21 +109,21 @@ def runs_channels_last(
 ) -> bool:
     """Return whether a network has the same features if images and weights are channels last.
 
-    A `view` of them, or of maps, can fail. Some fail for several images only.
+    A `view` of them, or of maps, can fail, and some views fail only with several images. Training
+    mode is not tried.
     """
     body.apply(weights_to_channels_last)
     pair = images.repeat(2, 1, 1, 1).to(memory_format=torch.channels_last)
     try:
-        again, _ = run(body, pair, STAGES)
+        return all(same(run(body, pair, stages)[0][:1], pooled) for stages in ([], STAGES))
     except Exception:
         return False
-    return same(again[:1], pooled)
 
 
-def of_contiguous(
+def with_contiguous_images(
     run: Pass, body: nn.Module, images: torch.Tensor, stages: list[int]
 ) -> tuple[torch.Tensor, Maps]:
-    """Return the features of images in the layout that such a network needs."""
+    """Return the features of images that are made contiguous."""
     return run(body, images.contiguous(), stages)
 
 

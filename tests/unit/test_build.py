@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from errors import refused
 from runs import Kept, errors_of, of_kind, write_teacher
+from torch import nn
 
 from job import build
+from job.cluster import objects
 from job.config import Config
 from job.distill import mgd
 from job.errors import RunError
@@ -161,3 +164,18 @@ def test_head_width_without_effect_warns_on_resume(images, tmp_path):
     warnings = [record["id"] for record in of_kind(tmp_path / "run", "warning")]
     assert warnings.count("unused_head_width") == 2
     assert len(of_kind(tmp_path / "run", "resumed")) == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_layouts_are_the_same_on_all_workers(monkeypatch, same):
+    """Otherwise sums of gradients would mix values."""
+    net = nn.Conv2d(2, 3, 3)
+    strides = [value.stride() for value in net.parameters()]
+    monkeypatch.setattr(objects, "allgather", lambda own, name: [("a", strides), ("b", own[1])])
+    if same:
+        build.check_layouts("mine:Net", net)
+    else:
+        message = refused(
+            build.check_layouts, "mine:Net", net.to(memory_format=torch.channels_last)
+        )
+        assert message.startswith("--arch mine:Net: its weights have another layout on b than on a")

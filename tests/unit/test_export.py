@@ -28,12 +28,12 @@ from job.errors import RunError
 from job.export import detectron2, export, main, onnx
 from job.export.app import companion_files, write
 from job.export.formats import ENDINGS, FORMATS, Format
-from job.export.network import SMALL_STEM, Network
+from job.export.network import SMALL_STEM, Network, build_other
 from job.export.timm import configuration
 from job.checkpoints.folder import Checkpoints
 from job.checkpoints.foreign import read_backbone
 from job.data.augment import MEAN, STD, CentreView, normalize
-from job.networks import ARCHS, build_resnet
+from job.networks import ARCHS, Encoder, build_resnet, own
 from job.frameworks.moco import build_moco
 
 ENDING = {form: ending for ending, form in reversed(ENDINGS.items())}
@@ -582,6 +582,32 @@ def test_onnx_of_one_size_has_a_free_batch(tmp_path):
         (actual,) = session.run(None, {"images": images(B).numpy()})
         with torch.no_grad():
             assert (torch.from_numpy(actual) - network.body(images(B))).abs().max() <= 1e-4
+
+
+class InRows(nn.Module):
+    def forward(self, images):
+        return images.view(-1, 3 * 32 * 32)
+
+
+class AnySize(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("body", "channels", "fixed"),
+    [
+        (OfOneSize(), 5, True),
+        (InRows(), 3 * 32 * 32, True),
+        (nn.Flatten(), 3 * 32 * 32, True),
+        (AnySize(), 3, False),
+    ],
+)
+def test_fixed_size_of_a_user_s_network_is_detected(body, channels, fixed):
+    net = Encoder(body, own.own_pass, nn.Linear(channels, 2), {}, channels_last=True)
+    weights = SimpleNamespace(arch="mine:Net", image_size=0, mean=MEAN, std=STD)
+    weights.build = lambda size: net
+    assert build_other(weights, SIZE).fixed_size == fixed
 
 
 class Branching(nn.Module):

@@ -1,5 +1,6 @@
 """ResNets, their features and heads, and MoCo's encoders."""
 
+import copy
 import operator
 
 import pytest
@@ -22,7 +23,7 @@ from job.networks import (
 )
 from moco.model import update_by_momentum
 from job.frameworks.moco import build_moco
-from job.networks.layout import guard
+from job.networks.layout import make_safe
 
 STAGES = [1, 2, 3, 4]
 
@@ -497,19 +498,29 @@ def test_only_convolutions_of_images_become_channels_last():
     ("layer", "safe"),
     [
         (nn.Conv2d(15, 4, 1, 2), False),
+        (nn.Conv2d(1, 4, 1, 3), False),
         (nn.Conv2d(30, 4, 1, (1, 2), groups=2), False),
         (nn.Conv2d(16, 4, 1, 2), True),
         (nn.Conv2d(15, 4, 1), True),
         (nn.Conv2d(15, 4, (1, 2), 2), True),
+        (nn.Conv2d(15, 4, 1, 2, padding=1), True),
     ],
 )
-def test_layers_that_overrun_memory_stay_contiguous(layer, safe):
-    seen = []
-    layer.apply(guard)
-    layer.register_forward_pre_hook(lambda layer, inputs: seen.extend(inputs))
-    to_channels_last(layer)
-    shape = (2, layer.in_channels, 4, 4)
-    layer(torch.rand(shape).to(memory_format=torch.channels_last))
-    for value in (layer.weight, *seen):
-        last = torch.empty_like(value, memory_format=torch.channels_last).stride()
-        assert value.stride() == (last if safe else torch.empty(value.shape).stride())
+@pytest.mark.parametrize("named", [False, True])
+def test_stride_that_overruns_memory_is_replaced(layer, safe, named):
+    """Output and gradients are those of the contiguous layer."""
+    images = torch.rand(2, layer.in_channels, 9, 8)
+    changed = copy.deepcopy(layer)
+    for _ in range(2):
+        changed.apply(make_safe)
+    assert changed.stride == (layer.stride if safe else (1, 1))
+    to_channels_last(changed)
+    last = images.to(memory_format=torch.channels_last)
+    expected = layer(images)
+    actual = changed(input=last) if named else changed(last)
+    torch.testing.assert_close(actual, expected)
+    factors = torch.rand(expected.shape)
+    for output in (actual, expected):
+        (output * factors).sum().backward()
+    torch.testing.assert_close(changed.weight.grad, layer.weight.grad)
+    layer.zero_grad()

@@ -79,7 +79,8 @@ def test_error_has_its_code_at_sigterm(monkeypatch, capsys, error, rank):
 ENDED_IN_CLEANUP = """
 import os, signal, time
 from job.cluster import exits
-from job.errors import {error}
+from job.cluster.comm import WorkerGone
+from job.errors import RunError, StartError
 
 class Cleanup:
     def __del__(self, write=os.write, kill=os.kill, own=os.getpid(), number=signal.SIGTERM):
@@ -88,18 +89,21 @@ class Cleanup:
 
 cleanup, exits.PATIENCE, time.sleep = Cleanup(), 0, lambda seconds: None
 with exits.reported_errors():
-    raise {error}("no", 2)
+    raise {error}
 """
 
 
-@pytest.mark.parametrize("error", ["RunError", "StartError"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [('RunError("no")', 2), ('StartError("no")', 2), ('WorkerGone("no")', 1), ("KeyError(3)", 1)],
+)
 @pytest.mark.parametrize("rank", ["0", "3"])
-def test_error_has_its_code_at_sigterm_in_cleanup(monkeypatch, error, rank):
-    """Python's cleanup begins with the default action of signals that it handled."""
+def test_error_has_its_code_at_sigterm_in_cleanup(monkeypatch, error, code, rank):
+    """Python resets handled signals to their default before its cleanup."""
     set_task_of_srun(monkeypatch, rank)
     command = [sys.executable, "-c", ENDED_IN_CLEANUP.format(error=error)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "cleanup "), done.stderr
+    assert (done.returncode, done.stdout) == (code, "cleanup "), done.stderr
 
 
 @pytest.mark.parametrize(("connected", "rank"), [(False, "0"), (True, "0"), (True, "1")])
