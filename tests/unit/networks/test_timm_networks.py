@@ -13,6 +13,8 @@ from errors import refused
 from job.cluster import comm
 from job.frameworks.moco import build_moco
 from job.networks import build_network, network_outline, stage_norms, timm_networks, with_features
+from job.networks.layout import is_unsafe
+from job.networks.probe import same
 
 MOBILE, VIT, NEXT, RES = (
     f"timm/{name}" for name in ("mobilenetv3_small_050", "test_vit", "test_convnext", "test_resnet")
@@ -209,3 +211,17 @@ def test_network_without_maps_is_pooled(monkeypatch):
     assert outline.maps == {} and outline.pooled > 9
     actual = with_features(build_network("timm/test_mambaout", image_size=SIZE), STAGES)(images())
     assert list(actual) == ["pooled", "fc"] and actual["pooled"].shape == (2, outline.pooled)
+
+
+def test_network_has_no_stride_that_overruns_memory():
+    """RepVGG's first block has a strided 1x1 convolution of 3 channels."""
+    assert not any(map(is_unsafe, build_network("timm/repvgg_a0", image_size=SIZE).modules()))
+
+
+@pytest.mark.parametrize("scale", [1, 1e11])
+def test_rounding_is_no_other_computation(scale):
+    features = scale * torch.linspace(-1, 1, 7)[None]
+    noise = 1e-4 * scale * torch.tensor([1.0, -1] * 3 + [1])
+    assert same(features, features + noise)
+    assert not same(features, features + 100 * noise)
+    assert not same(features, features[:, :6])
